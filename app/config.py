@@ -1,0 +1,64 @@
+"""Settings of the program: each is an option of the environment, read once at start.
+
+This file reads the environment and nothing else: no database, no files but the data directory's name.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AliasChoices, Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+MIB = 1024 * 1024
+
+
+class Settings(BaseSettings):
+    """Everything that can be set, with its default; `HOLDFAST_<NAME>` in the environment, units in the name."""
+
+    model_config = SettingsConfigDict(env_prefix="HOLDFAST_", extra="ignore", populate_by_name=True)
+
+    mongodb_uri: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices("MONGODB_URI", "mongodb_uri"),
+        description="Replica set to use; unset: the embedded development server in the data directory.",
+    )
+    mongodb_database: str = Field(
+        default="holdfast", validation_alias=AliasChoices("MONGODB_DATABASE", "mongodb_database")
+    )
+    data: Path = Field(default=Path(".holdfast"), description="Data directory (embedded database, generated secrets).")
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8700, ge=0, le=65535)
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="Host names served beside loopback and the bound address; `*` turns the check off."
+    )
+    allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="Browser origins served beside the service's own."
+    )
+    secret_keys: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="Base64 keys of 32 bytes, comma-separated: the first seals, all open."
+    )
+
+    log_level: str = "info"
+    log_format: str = Field(default="auto", pattern="^(auto|json|console)$")
+
+    body_limit_bytes: int = Field(default=8 * MIB, ge=1024)
+    step_limit_bytes: int = Field(default=4 * MIB, ge=1024)
+    agent_limit_bytes: int = Field(default=15 * MIB, ge=64 * 1024, le=15 * MIB)
+    json_depth: int = Field(default=32, ge=4, le=128)
+    json_keys: int = Field(default=10_000, ge=16)
+
+    deadline_seconds: float = Field(default=10.0, gt=0, description="No answer comes later than this.")
+    attempt_seconds: float = Field(default=4.0, gt=0, description="One database call at most.")
+    shutdown_seconds: float = Field(default=10.0, gt=0)
+    fold_limit: int = Field(default=32, ge=1, le=64, description="Requests of one agent in one update; 1: no folding.")
+    bulk_limit: int = Field(default=64, ge=1, le=1000, description="Agents in one bulk write; 1: no sharing.")
+    flights: int = Field(default=4, ge=1, le=64, description="Bulk writes under way at once.")
+    basis_bytes: int = Field(default=64 * MIB, ge=0, description="Agents remembered to write from, in BSON bytes.")
+
+    @field_validator("allowed_hosts", "allowed_origins", "secret_keys", mode="before")
+    @classmethod
+    def _split_commas(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
