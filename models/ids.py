@@ -1,0 +1,54 @@
+"""Names of things: which are allowed, and how they become database keys and field paths.
+
+Nothing here reads a database. A caller's text becomes part of a field path only through `field_name`.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import quote, unquote
+
+from models.errors import InvalidRequest, NotFound
+
+ROOT = "root"
+"""The hidden step that every agent's tree hangs from."""
+
+ID_PATTERN = r"^[A-Za-z0-9_-]{1,64}$"
+"""Ids that callers choose: agents, steps, tenants."""
+
+NAME_PATTERN = r"^[^\x00-\x1f\x7f/]{1,128}$"
+"""Names that stand in a path: branches, result keys."""
+
+_ID = re.compile(ID_PATTERN.replace("$", r"\Z"))
+_NAME = re.compile(NAME_PATTERN.replace("$", r"\Z"))
+
+
+def check_id(value: str, what: str = "id") -> str:
+    """The id itself, when it is one; raises InvalidRequest otherwise."""
+    if not _ID.match(value) or value == ROOT:
+        raise InvalidRequest(f"{what} must match {ID_PATTERN} and not be '{ROOT}'.")
+    return value
+
+
+def check_name(value: str, what: str = "name") -> str:
+    """The name itself, when it is one; raises InvalidRequest otherwise."""
+    if not _NAME.match(value):
+        raise InvalidRequest(f"{what} must be 1 to 128 characters without '/' and control characters.")
+    return value
+
+
+def agent_key(tenant: str, agent: str) -> str:
+    """The `_id` of an agent's document, `<tenant>:<agent>`; an impossible id is NotFound, as an unknown one is."""
+    if not _ID.match(agent):
+        raise NotFound(f"There is no agent '{agent[:64]}'.")
+    return f"{tenant}:{agent}"
+
+
+def field_name(name: str) -> str:
+    """A caller's name as one safe segment of a field path; `plain_name` gives it back."""
+    return quote(name, safe="").replace(".", "%2E").replace("~", "%7E")
+
+
+def plain_name(field: str) -> str:
+    """What `field_name` was made from."""
+    return unquote(field)

@@ -1,0 +1,71 @@
+"""Results and the workspace: values bound to steps, of which the nearest ancestor's is seen.
+
+One rule for both. The workspace is a result under a reserved field name that no caller's key can become.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from models.agent import AgentRecord
+from models.change import Change, Stamp
+from models.ids import ROOT, field_name, plain_name
+from models.json import same
+
+WORKSPACE = "@workspace"
+"""Field name of the workspace; `ids.field_name` writes `@` as `%40`, so it is out of reach."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A cached result of a tool or operator, and the step that it is bound to."""
+
+    step_id: str
+    result: Any
+
+
+def put_result(record: AgentRecord, key: str, step: str | None, result: Any, stamp: Stamp) -> Change:
+    """Bind a result to a step (HEAD when None); the same key and step overwrite. Raises NotFound."""
+    bound = record.head if step is None else record.require_step(step)
+    field = field_name(key)
+    answer = Result(bound, result)
+    if _has(record, bound, field, result):
+        return record.unchanged(answer)
+    return record.changed(stamp, ("results",), put={f"results.{bound}.{field}": result}, answer=answer)
+
+
+def put_workspace(record: AgentRecord, workspace: Any, stamp: Stamp) -> Change:
+    """Bind a workspace to HEAD."""
+    if _has(record, record.head, WORKSPACE, workspace):
+        return record.unchanged(workspace)
+    path = f"results.{record.head}.{WORKSPACE}"
+    return record.changed(stamp, ("workspace",), put={path: workspace}, answer=workspace)
+
+
+def visible_results(record: AgentRecord) -> dict[str, Result]:
+    """Every result seen from HEAD, by key: of several the one bound nearest."""
+    seen: dict[str, Result] = {}
+    for step in (ROOT, *record.path()):
+        for field, result in record.results.get(step, {}).items():
+            if field != WORKSPACE:
+                seen[plain_name(field)] = Result(step, result)
+    return seen
+
+
+def workspace_at(record: AgentRecord, path: Sequence[str]) -> Any:
+    """The workspace seen from the end of a path: one put there later goes before the step's own; None without any."""
+    for step in (*reversed(path), ROOT):
+        bound = record.results.get(step)
+        if bound is not None and WORKSPACE in bound:
+            return bound[WORKSPACE]
+        body = record.steps.get(step)
+        if body is not None and "workspace" in body:
+            return body["workspace"]
+    return None
+
+
+def _has(record: AgentRecord, step: str, field: str, value: Any) -> bool:
+    bound = record.results.get(step, {})
+    return field in bound and same(bound[field], value)

@@ -1,0 +1,177 @@
+"""The export of an agent: one JSON object from which an equal agent can be made.
+
+Guarantee: importing an export gives an agent whose export is equal but for id, versions and times.
+Delegate tokens, execution state and placement on a runner are never in it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from models.agent import MAIN, AgentRecord
+from models.errors import InvalidRequest
+from models.ids import ROOT, check_id, check_name, field_name, plain_name
+from models.profile import label_terms
+from models.results import WORKSPACE
+from models.settings import check_settings, with_defaults
+from models.step import Body, Id, Instant, SnapshotStep
+from models.tree import branch_names
+
+FORMAT = 1
+
+Seconds = Annotated[int | float, Field(gt=0)]
+
+COPIED = (
+    *("name", "owner", "model", "labels", "pool", "platform", "region", "dormant"),
+    *("ttl_seconds", "idle_seconds", "forked_from", "head", "redo", "seq"),
+)
+"""Fields that stand in a snapshot as they stand in the record."""
+
+
+class SnapshotResult(Body):
+    """A result and the step that it is bound to."""
+
+    step_id: str
+    key: str
+    result: Any
+
+
+class SnapshotWorkspace(Body):
+    """A workspace that was put at a step (or at `root`)."""
+
+    step_id: str
+    workspace: Any
+
+
+class ForkedFrom(Body):
+    """Where a fork came from."""
+
+    agent: str
+    step: str
+
+
+class Snapshot(Body):
+    """One agent with all its steps, format 1."""
+
+    holdfast: Literal[1]
+    id: Id | None = None
+    exported_at: Instant | None = None
+    created_at: Instant | None = None
+    version: int | None = None
+    name: str = "Bob"
+    owner: str | None = None
+    model: str | None = None
+    settings: dict[str, Any] = Field(default_factory=lambda: with_defaults({}))
+    delegate: dict[str, Any] | None = None
+    labels: dict[str, str] = Field(default_factory=dict)
+    pool: str | None = None
+    platform: str | None = None
+    region: str | None = None
+    dormant: bool = False
+    ttl_seconds: Seconds | None = None
+    idle_seconds: Seconds | None = None
+    forked_from: ForkedFrom | None = None
+    head: str | None = None
+    branch: str | None = MAIN
+    branches: dict[str, str] | None = None
+    redo: list[str] = Field(default_factory=list)
+    seq: Annotated[int, Field(ge=0)] | None = None
+    steps: list[SnapshotStep] = Field(default_factory=list)
+    results: list[SnapshotResult] = Field(default_factory=list)
+    workspaces: list[SnapshotWorkspace] = Field(default_factory=list)
+
+
+def snapshot_of(record: AgentRecord) -> dict[str, Any]:
+    """The agent's export as JSON values (times still as datetimes); steps by seq."""
+    delegate = {key: value for key, value in record.delegate.items() if key != "token"} if record.delegate else None
+    bound = [(step, field, value) for step, fields in record.results.items() for field, value in fields.items()]
+    return {
+        "holdfast": FORMAT,
+        "id": record.name_in_tenant,
+        "version": record.version,
+        "created_at": record.created_at,
+        **{field: getattr(record, field) for field in COPIED},
+        "settings": record.settings,
+        "delegate": delegate,
+        "branch": None if record.branch is None else plain_name(record.branch),
+        "branches": branch_names(record),
+        "steps": [record.step(step) for step in sorted(record.steps, key=lambda step: record.steps[step]["seq"])],
+        "results": [
+            {"step_id": step, "key": plain_name(field), "result": value}
+            for step, field, value in bound
+            if field != WORKSPACE
+        ],
+        "workspaces": [{"step_id": step, "workspace": value} for step, field, value in bound if field == WORKSPACE],
+    }
+
+
+def draft_of(snapshot: Snapshot, key: str, tenant: str) -> AgentRecord:
+    """The draft of an agent from its export. Raises InvalidRequest where the snapshot contradicts itself."""
+    check_settings(snapshot.settings)
+    steps = _steps(snapshot)
+    last = snapshot.steps[-1].id if snapshot.steps else ROOT
+    head = _known(steps, last if snapshot.head is None else snapshot.head, "head")
+    branches = {MAIN: head} if snapshot.branches is None else snapshot.branches
+    fields = {field_name(check_name(name, "a branch")): step for name, step in branches.items()}
+    for name, step in branches.items():
+        _known(steps, step, f"branches.{name}")
+    if snapshot.branch is not None and branches.get(snapshot.branch) != head:
+        raise InvalidRequest(f"branch '{snapshot.branch}' must be one of branches and point at head.")
+    highest = max((body["seq"] for body in steps.values()), default=0)
+    copied = {field: getattr(snapshot, field) for field in COPIED}
+    return AgentRecord(
+        id=key,
+        tenant=tenant,
+        **{
+            **copied,
+            "head": head,
+            "seq": max(snapshot.seq or 0, highest),
+            "redo": [_known(steps, step, "redo") for step in snapshot.redo],
+            "forked_from": snapshot.forked_from and snapshot.forked_from.given(),
+        },
+        settings=snapshot.settings,
+        delegate=_without_token(snapshot.delegate),
+        label_terms=label_terms(snapshot.labels),
+        branch=None if snapshot.branch is None else field_name(snapshot.branch),
+        branches=fields,
+        steps=steps,
+        step_count=len(steps),
+        results=_results(snapshot, steps),
+    )
+
+
+def _steps(snapshot: Snapshot) -> dict[str, dict[str, Any]]:
+    steps: dict[str, dict[str, Any]] = {}
+    seq = 0
+    for step in snapshot.steps:
+        check_id(step.id, "a step's id")
+        if step.id in steps:
+            raise InvalidRequest(f"Two steps have the id '{step.id}'.")
+        if step.seq <= seq:
+            raise InvalidRequest(f"steps must be in the order of their seq: '{step.id}' is not.")
+        _known(steps, step.parent_id, f"the parent of '{step.id}'")
+        seq = step.seq
+        steps[step.id] = {name: value for name, value in step.given().items() if name not in ("id", "version")}
+    return steps
+
+
+def _results(snapshot: Snapshot, steps: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    results: dict[str, dict[str, Any]] = {}
+    for item in snapshot.results:
+        field = field_name(check_name(item.key, "a result's key"))
+        results.setdefault(_known(steps, item.step_id, "results"), {})[field] = item.result
+    for bound in snapshot.workspaces:
+        results.setdefault(_known(steps, bound.step_id, "workspaces"), {})[WORKSPACE] = bound.workspace
+    return results
+
+
+def _known(steps: dict[str, Any], step: str, where: str) -> str:
+    if step != ROOT and step not in steps:
+        raise InvalidRequest(f"{where} names the step '{step[:64]}', which the snapshot does not hold before it.")
+    return step
+
+
+def _without_token(delegate: dict[str, Any] | None) -> dict[str, Any] | None:
+    return delegate and {key: value for key, value in delegate.items() if key != "token"}

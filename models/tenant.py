@@ -1,0 +1,84 @@
+"""Tenants, their keys, and the scope that a caller acts in. Pure: keys are checked here, looked up in `app.tenancy`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from beanie import Document
+from pydantic import BaseModel, ConfigDict, Field
+from pymongo import IndexModel
+
+from models.ids import agent_key
+
+DEFAULT_TENANT = "default"
+
+
+class Right(StrEnum):
+    """What a key may do in its own tenant."""
+
+    READ = "read"
+    WRITE = "write"
+    RUNNER = "runner"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """On whose behalf something happens. Every query starts from `filter` or `agent_key`, so tenants never meet."""
+
+    tenant: str
+    rights: frozenset[Right]
+    owner: str | None = None
+    by: str = "anonymous"
+
+    def agent_key(self, agent: str) -> str:
+        """The database key of this tenant's agent."""
+        return agent_key(self.tenant, agent)
+
+    def filter(self, query: dict[str, Any]) -> dict[str, Any]:
+        """The query, kept inside the tenant and, for an owner's key, to what is theirs."""
+        mine = {"tenant": self.tenant} if self.owner is None else {"tenant": self.tenant, "owner": self.owner}
+        return {**query, **mine}
+
+    @property
+    def fence_required(self) -> bool:
+        """Whether writes on an agent with a runner need the fence: a key that may run agents could be a stale runner's."""
+        return Right.RUNNER in self.rights and self != ANONYMOUS
+
+    def sees(self, tenant: str, owner: str | None) -> bool:
+        """Whether something of this tenant and owner exists for the caller."""
+        return tenant == self.tenant and (self.owner is None or owner == self.owner)
+
+
+ANONYMOUS = Scope(tenant=DEFAULT_TENANT, rights=frozenset(Right))
+"""Everybody, as long as no key was ever made."""
+
+
+class KeyRecord(BaseModel):
+    """A key as it is stored: never the secret, only its SHA-256 (the secret has 256 random bits)."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    id: str = Field(alias="_id")
+    tenant: str
+    rights: list[Right]
+    owner: str | None = None
+    name: str | None = None
+    digest: str
+    created_at: datetime
+    revoked_at: datetime | None = None
+
+    def scope(self) -> Scope:
+        """What the bearer of this key acts in."""
+        return Scope(tenant=self.tenant, rights=frozenset(self.rights), owner=self.owner, by=self.id)
+
+
+class Key(KeyRecord, Document):
+    """The collection of keys."""
+
+    class Settings:
+        name = "keys"
+        indexes = [IndexModel([("tenant", 1), ("_id", 1)], name="by_tenant")]

@@ -1,0 +1,286 @@
+"""The moves of the step tree: append, checkout, branches, revert and redo, clear, fork, difference.
+
+Each takes the agent as it is and returns a Change (or a plain value, when it only looks). Steps never change
+once they are written; HEAD and branches are names for places in the tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from models.agent import MAIN, AgentRecord, Step
+from models.change import Change, Stamp
+from models.errors import AgentBusy, Conflict, InvalidRequest, NotFound, StepExists
+from models.execution import IN_TURN
+from models.ids import ROOT, field_name, plain_name
+from models.json import difference, same
+from models.results import workspace_at
+
+ASSIGNED = ("seq", "version", "parent_id", "turn_id", "index", "created_at")
+"""Fields of a stored step that the service fills in when the caller leaves them out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A step to append: its id, whether the caller chose it, and the fields exactly as they were given."""
+
+    id: str
+    given: Step
+    chosen: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """What an append answers; `repeated` when every step was there already, with the same content."""
+
+    steps: list[Step]
+    head: str
+    version: int
+    repeated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where HEAD is after a move of it, with the workspace that goes with it."""
+
+    head: str
+    branch: str | None
+    version: int
+    workspace: Any
+    can_redo: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How two places of the tree differ; ids in order from the root, `workspace` as RFC 6902 operations."""
+
+    merge_base: str
+    only_from: list[str]
+    only_to: list[str]
+    workspace: list[dict[str, Any]]
+
+
+def append(record: AgentRecord, drafts: Sequence[Draft], stamp: Stamp, *, advance_head: bool = True) -> Change:
+    """Hang the steps one from another below the first one's parent (HEAD by default); all or nothing.
+
+    With `advance_head` an explicit parent must be HEAD, and HEAD and the current branch move to the last step.
+    Raises NotFound (parent), Conflict (parent is not HEAD) and StepExists. A repeat of an append whose ids were
+    all chosen changes nothing and answers as the first did.
+    """
+    if repeated := _repeated(record, drafts, advance_head):
+        return record.unchanged(repeated)
+    parent = _parent_of(record, drafts[0], advance_head)
+    added = _chained(record, drafts, parent, stamp)
+    steps = {f"steps.{step}": body for step, body in added.items()}
+    counts = {"seq": record.seq + len(added), "step_count": record.step_count + len(added)}
+    head = drafts[-1].id if advance_head else record.head
+    answer = Appended([{"id": step, **body} for step, body in added.items()], head, record.version + 1)
+    if not advance_head:
+        return record.changed(stamp, ("steps",), counts, put=steps, answer=answer)
+    fields = {**counts, "head": head, **({"redo": []} if record.redo else {})}
+    branch = {} if record.branch is None else {f"branches.{record.branch}": head}
+    return record.changed(stamp, ("steps", "head"), fields, put={**steps, **branch}, answer=answer)
+
+
+def checkout(record: AgentRecord, stamp: Stamp, *, step: str | None = None, branch: str | None = None) -> Change:
+    """Move HEAD to a step (detached) or to a branch (attached); the redo stack is emptied.
+
+    Raises NotFound, and AgentBusy inside a turn. A checkout of where HEAD is already changes nothing.
+    """
+    target = record.require_step(step) if step is not None else _branch(record, branch or "")
+    _require_not_in_turn(record)
+    attached = field_name(branch) if branch is not None else None
+    if target == record.head and attached in (None, record.branch):
+        return record.unchanged(position(record))
+    return _moved(record, stamp, head=target, branch=attached, redo=[])
+
+
+def set_branch(record: AgentRecord, name: str, step: str, stamp: Stamp) -> Change:
+    """Let a named branch point at a step; the current branch moves only with HEAD (Conflict)."""
+    record.require_step(step)
+    field = field_name(name)
+    if record.branches.get(field) == step:
+        return record.unchanged()
+    if field == record.branch:
+        raise Conflict(f"'{name}' is the current branch: it moves with HEAD. Check out the step, then move it.")
+    return record.changed(stamp, ("branches",), put={f"branches.{field}": step})
+
+
+def delete_branch(record: AgentRecord, name: str, stamp: Stamp) -> Change:
+    """Forget a branch (its steps stay). Raises NotFound, and Conflict for the current branch."""
+    _branch(record, name)
+    field = field_name(name)
+    if field == record.branch:
+        raise Conflict(f"'{name}' is the current branch: check out another place first.")
+    return record.changed(stamp, ("branches",), drop=[f"branches.{field}"])
+
+
+def revert(record: AgentRecord, turn: str, stamp: Stamp) -> Change:
+    """Put HEAD before a turn on its path, and remember where it was for `redo`.
+
+    Raises NotFound for an unknown turn, Conflict for one that is not on the path, AgentBusy inside a turn.
+    """
+    _require_not_in_turn(record)
+    first = next((step for step in record.path() if record.steps[step]["turn_id"] == turn), None)
+    if first is None:
+        if any(body["turn_id"] == turn for body in record.steps.values()):
+            raise Conflict(f"The turn '{turn}' is not on the path of HEAD.", head=record.head)
+        raise NotFound(f"There is no turn '{turn[:64]}'.")
+    before = record.steps[first]["parent_id"]
+    return _moved(record, stamp, head=before, branch=record.branch, redo=[*record.redo, record.head])
+
+
+def redo(record: AgentRecord, stamp: Stamp) -> Change:
+    """Take the latest revert back. Raises Conflict when there is none, AgentBusy inside a turn."""
+    _require_not_in_turn(record)
+    if not record.redo:
+        raise Conflict("There is nothing to redo: a revert was not made, or an append or checkout came after it.")
+    return _moved(record, stamp, head=record.redo[-1], branch=record.branch, redo=record.redo[:-1])
+
+
+def clear(record: AgentRecord, stamp: Stamp) -> Change:
+    """Leave only the root: steps, results, branches and redo stack go; `seq` goes on. Raises AgentBusy in a turn."""
+    _require_not_in_turn(record)
+    empty: dict[str, Any] = {"steps": {}, "results": {}, "step_count": 0, "redo": []}
+    empty |= {"head": ROOT, "branch": MAIN, "branches": {MAIN: ROOT}}
+    if all(getattr(record, name) == value for name, value in empty.items()):
+        return record.unchanged(position(record))
+    return _positioned(record.changed(stamp, ("cleared",), empty))
+
+
+def fork(record: AgentRecord, key: str, at: str | None, name: str | None) -> AgentRecord:
+    """The draft of a new agent that shares the path up to `at` (HEAD when None) and nothing beside it.
+
+    No side branches, no delegate, no runner. `seq` goes on from the last inherited step. Raises NotFound.
+    """
+    leaf = record.head if at is None else resolve(record, at)
+    path = record.path(leaf)
+    kept = {ROOT, *path}
+    return AgentRecord(
+        id=key,
+        tenant=record.tenant,
+        name=record.name if name is None else name,
+        **{field: getattr(record, field) for field in _INHERITED},
+        head=leaf,
+        branches={MAIN: leaf},
+        seq=record.steps[leaf]["seq"] if path else 0,
+        step_count=len(path),
+        steps={step: record.steps[step] for step in path},
+        results={step: results for step, results in record.results.items() if step in kept},
+        forked_from={"agent": record.name_in_tenant, "step": leaf},
+    )
+
+
+def diff(record: AgentRecord, start: str, end: str) -> Difference:
+    """How the tree differs between two steps or branches. Raises NotFound."""
+    left, right = record.path(resolve(record, start)), record.path(resolve(record, end))
+    shared = 0
+    while shared < min(len(left), len(right)) and left[shared] == right[shared]:
+        shared += 1
+    operations = difference(workspace_at(record, left), workspace_at(record, right))
+    return Difference(left[shared - 1] if shared else ROOT, left[shared:], right[shared:], operations)
+
+
+def resolve(record: AgentRecord, ref: str) -> str:
+    """The step that a step id, a branch's name or `HEAD` stands for. Raises NotFound."""
+    if ref == ROOT or ref in record.steps:
+        return ref
+    if ref == "HEAD":
+        return record.head
+    return _branch(record, ref)
+
+
+def branch_names(record: AgentRecord) -> dict[str, str]:
+    """The branches by the names that callers gave them."""
+    return {plain_name(field): step for field, step in record.branches.items()}
+
+
+def position(record: AgentRecord) -> Position:
+    """Where HEAD is now."""
+    branch = None if record.branch is None else plain_name(record.branch)
+    workspace = workspace_at(record, record.path())
+    return Position(record.head, branch, record.version, workspace, bool(record.redo))
+
+
+_INHERITED = (
+    *("owner", "model", "settings", "labels", "label_terms"),
+    *("pool", "platform", "region", "dormant", "ttl_seconds", "idle_seconds"),
+)
+
+
+def _moved(record: AgentRecord, stamp: Stamp, *, head: str, branch: str | None, redo: list[str]) -> Change:
+    put = {} if branch is None else {f"branches.{branch}": head}
+    return _positioned(record.changed(stamp, ("head",), {"head": head, "branch": branch, "redo": redo}, put=put))
+
+
+def _positioned(change: Change) -> Change:
+    return Change(change.record, change.kinds, change.sets, change.drops, position(change.record))
+
+
+def _require_not_in_turn(record: AgentRecord) -> None:
+    if record.state in IN_TURN:
+        raise AgentBusy(f"The agent is {record.state}: stop or finish the turn first.", state=record.state)
+
+
+def _branch(record: AgentRecord, name: str) -> str:
+    step = record.branches.get(field_name(name))
+    if step is None:
+        raise NotFound(f"There is no step or branch '{name[:64]}' on agent '{record.name_in_tenant}'.")
+    return step
+
+
+def _parent_of(record: AgentRecord, draft: Draft, advance_head: bool) -> str:
+    parent = draft.given.get("parent_id")
+    if parent is None:
+        return record.head
+    record.require_step(parent)
+    if advance_head and parent != record.head:
+        raise Conflict(
+            "parent_id is not HEAD: leave it out to append at HEAD, or send advance_head=false.", head=record.head
+        )
+    return str(parent)
+
+
+def _chained(record: AgentRecord, drafts: Sequence[Draft], parent: str, stamp: Stamp) -> dict[str, Step]:
+    added: dict[str, Step] = {}
+    before = record.steps.get(parent)
+    for number, draft in enumerate(drafts, start=1):
+        if draft.id in record.steps:
+            raise StepExists(f"There is a step '{draft.id}' already, with other content or in another append.")
+        if draft.id in added:
+            raise InvalidRequest(f"Two steps of the batch have the id '{draft.id}'.")
+        if number > 1 and draft.given.get("parent_id") not in (None, parent):
+            raise InvalidRequest("In a batch each step hangs from the one before: leave parent_id out after the first.")
+        body = _written(draft, before, parent, record.seq + number, record.version + 1, stamp)
+        added[draft.id] = before = body
+        parent = draft.id
+    return added
+
+
+def _written(draft: Draft, before: Step | None, parent: str, seq: int, version: int, stamp: Stamp) -> Step:
+    """The step as it is stored: a user's step opens a turn, any other goes on with its parent's."""
+    opens = before is None or draft.given["role"] == "user"
+    turn = draft.given.get("turn_id") or (draft.id if opens or before is None else before["turn_id"])
+    follows = before is not None and before["turn_id"] == turn
+    index = before["index"] + 1 if follows and before is not None else 0
+    assigned = {"seq": seq, "version": version, "parent_id": parent, "turn_id": turn, "index": index}
+    return {**assigned, "created_at": stamp.now, **draft.given, "parent_id": parent, "turn_id": turn}
+
+
+def _repeated(record: AgentRecord, drafts: Sequence[Draft], advance_head: bool) -> Appended | None:
+    if not all(draft.chosen and draft.id in record.steps for draft in drafts):
+        return None
+    steps = [record.step(draft.id) for draft in drafts]
+    chained = all(after["parent_id"] == before["id"] for before, after in zip(steps, steps[1:], strict=False))
+    if not chained or not all(map(_same_step, drafts, steps)):
+        return None
+    head = drafts[-1].id if advance_head else record.head
+    return Appended(steps, head, max(step["version"] for step in steps), repeated=True)
+
+
+def _same_step(draft: Draft, step: Step) -> bool:
+    """Whether the stored step holds what the draft gives, and nothing more that a caller would have given."""
+    extra = step.keys() - draft.given.keys() - set(ASSIGNED) - {"id"}
+    return not extra and all(name in step and same(value, step[name]) for name, value in draft.given.items())
