@@ -1,10 +1,15 @@
-"""Time, passed in so that tests can hold it still. Wall time is only ever shown or stored, never used to decide."""
+"""Time and new ids, passed in so that tests can hold them still.
+
+Wall time is only ever shown or stored, never used to decide who may write.
+"""
 
 from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
 from typing import Protocol
+
+from uuid_utils import uuid7
 
 
 class Clock(Protocol):
@@ -18,6 +23,10 @@ class Clock(Protocol):
         """Seconds that never go back, comparable only within this process."""
         ...
 
+    def new_id(self) -> str:
+        """A new id: unguessable (74 random bits), 32 characters, sortable by creation."""
+        ...
+
 
 class SystemClock:
     """The machine's own clocks."""
@@ -28,3 +37,6 @@ class SystemClock:
 
     def monotonic(self) -> float:
         return time.monotonic()
+
+    def new_id(self) -> str:
+        return uuid7().hex

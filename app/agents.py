@@ -1,0 +1,265 @@
+"""Agents: every verb of the contract about one agent, its steps, HEAD and branches, as one call.
+
+Here a request meets the pure moves of `models`: ids are made, secrets sealed, sizes measured, and the store asked
+to commit. Nothing here knows HTTP, and nothing writes but through the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import bson
+
+from app.clock import Clock
+from app.config import Settings
+from app.mongo import CODEC
+from app.store import Committed, Move, Once, Store
+from app.vault import Vault
+from models import profile, results, tree
+from models.agent import AgentRecord, create, delete
+from models.change import Change, Stamp
+from models.commit import Guard
+from models.errors import Forbidden, InvalidRequest, NotFound, TooLarge
+from models.execution import states_of
+from models.ids import ROOT, check_id, check_name
+from models.settings import with_defaults
+from models.snapshot import Snapshot, draft_of
+from models.tenant import Scope
+
+SUMMARY_FIELDS = tuple(
+    name for name in AgentRecord.model_fields if name not in ("id", "steps", "results", "ops", "last", "size_bytes")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a write is to respect (guard) and to be remembered by (once)."""
+
+    guard: Guard = field(default_factory=Guard)
+    once: Once | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Freshness:
+    """How new a read must be: within the staleness bound, at least `min_version`, or linearizable (`strong`)."""
+
+    strong: bool = False
+    min_version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AgentQuery:
+    """Filters of the list of agents; None lets everything pass, `archived` is False unless asked for."""
+
+    state: str | None = None
+    status: str | None = None
+    pool: str | None = None
+    runner: str | None = None
+    label: str | None = None
+    archived: bool = False
+
+    def document(self) -> dict[str, Any]:
+        """As a database query."""
+        equal = {"state": self.state, "pool": self.pool, "runner": self.runner, "label_terms": self.label}
+        query: dict[str, Any] = {name: value for name, value in equal.items() if value is not None}
+        if self.status is not None:
+            states = [state.value for state in states_of(self.status)]
+            query["state"] = {"$in": [state for state in states if self.state in (None, state)]}
+        return {**query, "archived": self.archived}
+
+
+class Agents:
+    """The agents of all tenants; every call names the scope that it acts in.
+
+    Writes raise what the store's `commit` raises, and what their move raises; reads raise NotFound and Unavailable.
+    """
+
+    def __init__(self, store: Store, vault: Vault, settings: Settings, clock: Clock) -> None:
+        self._store = store
+        self._vault = vault
+        self._settings = settings
+        self._clock = clock
+
+    async def get(self, scope: Scope, agent: str, freshness: Freshness) -> AgentRecord:
+        """One agent with all its steps."""
+        return await self._store.load(
+            scope, agent, strong=freshness.strong, min_version=freshness.min_version
+        )
+
+    async def list(self, scope: Scope, query: AgentQuery, *, after: str | None, limit: int) -> list[AgentRecord]:
+        """Up to `limit` agents without steps and results, in the order of their ids, from after the given one on."""
+        found = await self._store.page(scope, query.document(), after=after, limit=limit, fields=SUMMARY_FIELDS)
+        return [AgentRecord.of(document) for document in found]
+
+    async def create(
+        self, scope: Scope, spec: Mapping[str, Any], terms: Terms, *, steps: Sequence[Mapping[str, Any]] = ()
+    ) -> Committed:
+        """A new agent from the fields of the contract, with steps in one commit. Raises Conflict, Forbidden."""
+        agent = spec["id"] if spec.get("id") is not None else self._clock.new_id()
+        key = scope.agent_key(check_id(agent))
+        fields = {name: value for name, value in spec.items() if name not in _HANDLED}
+        draft = AgentRecord(
+            id=key,
+            tenant=scope.tenant,
+            **fields,
+            owner=_owner_for(scope, spec.get("owner")),
+            settings=with_defaults(spec.get("settings") or {}),
+            delegate=self._sealed(spec.get("delegate"), key),
+            label_terms=profile.label_terms(spec.get("labels") or {}),
+            results={ROOT: {results.WORKSPACE: spec["workspace"]}} if "workspace" in spec else {},
+        )
+        drafts = [self._draft(step) for step in steps]
+        return await self._create(scope, agent, draft, terms, drafts=drafts)
+
+    async def take_in(self, scope: Scope, snapshot: Snapshot, terms: Terms) -> Committed:
+        """A new agent from an export, under its id or a new one. Raises Conflict, Forbidden, InvalidRequest."""
+        agent = snapshot.id if snapshot.id is not None else self._clock.new_id()
+        draft = draft_of(snapshot, scope.agent_key(check_id(agent)), scope.tenant)
+        for step, body in draft.steps.items():
+            self._require_fitting({"id": step, **body})
+        owned = draft.model_copy(update={"owner": _owner_for(scope, draft.owner)})
+        return await self._create(scope, agent, owned, terms)
+
+    async def fork(self, scope: Scope, agent: str, terms: Terms, *, at: str | None, name: str | None) -> Committed:
+        """A new agent that shares the path up to `at`. Raises NotFound; the guard is about the forked agent."""
+        source = await self._store.load(scope, agent, strong=True)
+        new = self._clock.new_id()
+
+        def move(previous: AgentRecord, stamp: Stamp) -> Change:
+            terms.guard.check(source)
+            draft = tree.fork(source, scope.agent_key(new), at, name)
+            return create(previous, draft, stamp, step_version=1)
+
+        return await self._store.commit(scope, new, move, once=terms.once, creates=True)
+
+    async def delete(self, scope: Scope, agent: str, terms: Terms) -> Committed:
+        """Leave a tombstone."""
+        return await self._commit(scope, agent, delete, terms)
+
+    async def patch(self, scope: Scope, agent: str, patch: Mapping[str, Any], terms: Terms) -> Committed:
+        """Merge name, model, labels, placement and lifetimes."""
+        return await self._commit(scope, agent, lambda record, at: profile.patch_profile(record, patch, at), terms)
+
+    async def patch_settings(self, scope: Scope, agent: str, patch: Mapping[str, Any], terms: Terms) -> Committed:
+        """Merge settings; answers them whole. Raises InvalidRequest for a wrong type of a known key."""
+        return await self._commit(scope, agent, lambda record, at: profile.patch_settings(record, patch, at), terms)
+
+    async def set_delegate(
+        self, scope: Scope, agent: str, delegate: Mapping[str, Any] | None, terms: Terms
+    ) -> Committed:
+        """Say on whose behalf the agent acts; a token that comes back masked is the one that is there."""
+        sealed = self._sealed(delegate, scope.agent_key(agent))
+
+        def move(record: AgentRecord, at: Stamp) -> Change:
+            return profile.set_delegate(record, _with_token_of(record, sealed), at)
+
+        return await self._commit(scope, agent, move, terms)
+
+    async def put_workspace(self, scope: Scope, agent: str, workspace: Any, terms: Terms) -> Committed:
+        """Bind a workspace to HEAD."""
+        return await self._commit(scope, agent, lambda record, at: results.put_workspace(record, workspace, at), terms)
+
+    async def put_result(
+        self, scope: Scope, agent: str, key: str, step: str | None, result: Any, terms: Terms
+    ) -> Committed:
+        """Bind a result to a step, HEAD when None."""
+        check_name(key, "a result's key")
+        return await self._commit(
+            scope, agent, lambda record, at: results.put_result(record, key, step, result, at), terms
+        )
+
+    async def append(
+        self, scope: Scope, agent: str, steps: Sequence[Mapping[str, Any]], terms: Terms, *, advance_head: bool
+    ) -> Committed:
+        """Append steps, each below the one before; all or nothing. Raises TooLarge for a step over its limit."""
+        drafts = [self._draft(step) for step in steps]
+        return await self._commit(
+            scope, agent, lambda record, at: tree.append(record, drafts, at, advance_head=advance_head), terms
+        )
+
+    async def checkout(
+        self, scope: Scope, agent: str, terms: Terms, *, step: str | None = None, branch: str | None = None
+    ) -> Committed:
+        """Move HEAD to a step or to a branch."""
+        return await self._commit(
+            scope, agent, lambda record, at: tree.checkout(record, at, step=step, branch=branch), terms
+        )
+
+    async def set_branch(self, scope: Scope, agent: str, name: str, step: str, terms: Terms) -> Committed:
+        """Point a branch at a step."""
+        check_name(name, "a branch")
+        return await self._commit(scope, agent, lambda record, at: tree.set_branch(record, name, step, at), terms)
+
+    async def delete_branch(self, scope: Scope, agent: str, name: str, terms: Terms) -> Committed:
+        """Forget a branch."""
+        return await self._commit(scope, agent, lambda record, at: tree.delete_branch(record, name, at), terms)
+
+    async def revert(self, scope: Scope, agent: str, turn: str, terms: Terms) -> Committed:
+        """Put HEAD before a turn."""
+        return await self._commit(scope, agent, lambda record, at: tree.revert(record, turn, at), terms)
+
+    async def redo(self, scope: Scope, agent: str, terms: Terms) -> Committed:
+        """Take the latest revert back."""
+        return await self._commit(scope, agent, tree.redo, terms)
+
+    async def clear(self, scope: Scope, agent: str, terms: Terms) -> Committed:
+        """Leave only the root."""
+        return await self._commit(scope, agent, tree.clear, terms)
+
+    async def _commit(self, scope: Scope, agent: str, move: Move, terms: Terms) -> Committed:
+        guard = replace(terms.guard, fence_required=scope.fence_required)
+        return await self._store.commit(scope, agent, move, guard=guard, once=terms.once)
+
+    async def _create(
+        self, scope: Scope, agent: str, draft: AgentRecord, terms: Terms, *, drafts: Sequence[tree.Draft] = ()
+    ) -> Committed:
+        def move(previous: AgentRecord, stamp: Stamp) -> Change:
+            filled = tree.append(draft, drafts, stamp).record if drafts else draft
+            return create(previous, filled, stamp)
+
+        return await self._store.commit(scope, agent, move, once=terms.once, creates=True)
+
+    def _draft(self, step: Mapping[str, Any]) -> tree.Draft:
+        given = {name: value for name, value in step.items() if name != "id" and (value is not None or name in _NULLABLE)}
+        chosen = step.get("id")
+        draft = tree.Draft(self._clock.new_id() if chosen is None else check_id(chosen), given, chosen is not None)
+        self._require_fitting({"id": draft.id, **given})
+        return draft
+
+    def _require_fitting(self, step: Mapping[str, Any]) -> None:
+        limit = self._settings.step_limit_bytes
+        try:
+            size = len(bson.encode(step, codec_options=CODEC))
+        except (bson.errors.BSONError, OverflowError) as error:
+            raise InvalidRequest(f"A step can't be stored: {error}.") from error
+        if size > limit:
+            raise TooLarge("A step", limit, size)
+
+    def _sealed(self, delegate: Mapping[str, Any] | None, key: str) -> dict[str, Any] | None:
+        if delegate is None:
+            return None
+        token = delegate.get("token")
+        if token is None or token == profile.MASK:
+            return {name: value for name, value in delegate.items() if name != "token" or value is not None}
+        return {**delegate, "token": self._vault.seal(token, key)}
+
+
+_HANDLED = frozenset({"id", "owner", "settings", "delegate", "workspace"})
+_NULLABLE = frozenset({"workspace"})
+
+
+def _owner_for(scope: Scope, owner: str | None) -> str | None:
+    if scope.owner is not None and owner not in (None, scope.owner):
+        raise Forbidden(f"This key makes only agents whose owner is '{scope.owner}'.")
+    return owner if scope.owner is None else scope.owner
+
+
+def _with_token_of(record: AgentRecord, delegate: dict[str, Any] | None) -> dict[str, Any] | None:
+    if delegate is None or delegate.get("token") != profile.MASK:
+        return delegate
+    kept = (record.delegate or {}).get("token")
+    if kept is None:
+        raise NotFound("There is no token to keep: send it in the clear once, it is stored sealed.")
+    return {**delegate, "token": kept}

@@ -1,0 +1,168 @@
+"""The database: one client for each event loop, the collections with their indexes, and what makes it fit to use.
+
+Nothing here knows what an agent means. Every write is majority-acknowledged and journaled, whatever the URI says:
+the promises of the service rest on it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pymongo
+from beanie import Document, init_beanie
+from bson.codec_options import CodecOptions
+from bson.raw_bson import RawBSONDocument
+from pymongo import AsyncMongoClient, WriteConcern
+from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import (
+    CollectionInvalid,
+    ConfigurationError,
+    ConnectionFailure,
+    InvalidURI,
+    OperationFailure,
+    PyMongoError,
+)
+from pymongo.read_concern import ReadConcern
+from pymongo.uri_parser import parse_uri
+
+from models.agent import Agent
+from models.commit import IdempotencyRecord
+from models.tenant import Key
+
+Collection = AsyncCollection[dict[str, Any]]
+RawCollection = AsyncCollection[RawBSONDocument]
+
+CODEC: CodecOptions[Any] = CodecOptions(tz_aware=True)
+_RAW: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument)
+_MAJORITY = ReadConcern("majority")
+_LINEARIZABLE = ReadConcern("linearizable")
+_ZSTD = {"wiredTiger": {"configString": "block_compressor=zstd"}}
+_DOCUMENTS: tuple[type[Document], ...] = (Agent, Key, IdempotencyRecord)
+
+_SERVER_SELECTION_MS = 2_000
+_HEARTBEAT_MS = 1_000
+_AUTHENTICATION_CODES = (13, 18)
+_NAMESPACE_EXISTS = 48
+
+
+class DatabaseProblem(Exception):
+    """The database can't be used; the message says why and what to do."""
+
+
+def open_client(uri: str) -> AsyncMongoClient[dict[str, Any]]:
+    """A client for the running event loop, connecting on first use. Raises DatabaseProblem for a URI that is none."""
+    try:
+        return AsyncMongoClient(
+            uri,
+            w="majority",
+            journal=True,
+            retryWrites=True,
+            retryReads=True,
+            readConcernLevel="majority",
+            readPreference="primary",
+            tz_aware=True,
+            appname="holdfast",
+            connectTimeoutMS=_SERVER_SELECTION_MS,
+            serverSelectionTimeoutMS=_SERVER_SELECTION_MS,
+            heartbeatFrequencyMS=_HEARTBEAT_MS,
+        )
+    except (InvalidURI, ConfigurationError, ValueError) as error:
+        raise DatabaseProblem(f"MONGODB_URI is not a usable address: {error}.") from error
+
+
+async def check(uri: str) -> None:
+    """Raise DatabaseProblem unless the URI leads to a writable replica set (or sharded cluster) that lets us in."""
+    client = open_client(uri)
+    try:
+        with pymongo.timeout(5):
+            hello = await client.admin.command("hello")
+            await client.admin.command("listDatabases", nameOnly=True)
+    except OperationFailure as error:
+        if error.code in _AUTHENTICATION_CODES:
+            raise DatabaseProblem("The database refuses the user or password of MONGODB_URI.") from error
+        raise DatabaseProblem(f"The database refuses to answer (code {error.code}).") from error
+    except ConnectionFailure as error:
+        raise DatabaseProblem(
+            f"No writable MongoDB answers at {_hosts(uri)}: is it running and reachable, and is there a primary?"
+        ) from error
+    except PyMongoError as error:
+        raise DatabaseProblem(f"The database can't be used: {type(error).__name__}.") from error
+    finally:
+        await client.close()
+    if "setName" not in hello and hello.get("msg") != "isdbgrid":
+        raise DatabaseProblem(
+            "The database is a standalone server; Holdfast needs a replica set (one member is enough): "
+            "start mongod with --replSet and run rs.initiate() once."
+        )
+
+
+@dataclass(frozen=True)
+class Mongo:
+    """The open database. `agents` reads and writes plain dicts, `agents_raw*` read bytes to measure and decode once."""
+
+    client: AsyncMongoClient[dict[str, Any]]
+    agents: Collection
+    agents_raw: RawCollection
+    agents_raw_linearizable: RawCollection
+    idempotency: Collection
+    keys: Collection
+    service: Collection
+
+    @classmethod
+    def of(cls, client: AsyncMongoClient[dict[str, Any]], name: str) -> Mongo:
+        """The collections of the database `name`, with the concerns that the service's promises need."""
+        database = client[name]
+        agents = _collection(database, Agent.Settings.name)
+        return cls(
+            client=client,
+            agents=agents,
+            agents_raw=agents.with_options(codec_options=_RAW),
+            agents_raw_linearizable=agents.with_options(codec_options=_RAW, read_concern=_LINEARIZABLE),
+            idempotency=_collection(database, IdempotencyRecord.Settings.name),
+            keys=_collection(database, Key.Settings.name),
+            service=_collection(database, "service"),
+        )
+
+    @property
+    def database(self) -> AsyncDatabase[dict[str, Any]]:
+        """The database that all collections are in."""
+        return self.agents.database
+
+    async def prepare(self) -> None:
+        """Create what is missing: collections (zstd-compressed) and indexes. Safe from many replicas at once."""
+        present = set(await self.database.list_collection_names())
+        for document in _DOCUMENTS:
+            if document.get_settings_name() not in present:
+                await self._create(document.get_settings_name())
+        await init_beanie(database=self.database, document_models=list(_DOCUMENTS))
+
+    async def ping(self, seconds: float) -> bool:
+        """Whether a writable primary answers within the time."""
+        try:
+            with pymongo.timeout(seconds):
+                hello = await self.client.admin.command("hello")
+        except PyMongoError:
+            return False
+        return bool(hello.get("isWritablePrimary"))
+
+    async def _create(self, name: str) -> None:
+        try:
+            await self.database.create_collection(name, storageEngine=_ZSTD)
+        except CollectionInvalid:
+            return
+        except OperationFailure as error:
+            if error.code != _NAMESPACE_EXISTS:
+                raise
+
+
+def _hosts(uri: str) -> str:
+    """The hosts of a URI, without its user and password."""
+    return ", ".join(f"{host}:{port}" for host, port in parse_uri(uri)["nodelist"])
+
+
+def _collection(database: AsyncDatabase[dict[str, Any]], name: str) -> Collection:
+    return database.get_collection(
+        name, codec_options=CODEC, write_concern=WriteConcern(w="majority", j=True), read_concern=_MAJORITY
+    )

@@ -1,0 +1,575 @@
+"""The one door to the agents collection: load, list, commit. No other file writes it.
+
+A caller hands `commit` a *move*, a pure function from the agent to a Change. The commit makes the change durable
+(majority and journal) under one rule: **the filter always carries the version that the move saw**, so a move is
+applied to exactly the agent it was decided on, once. How a request can end:
+
+- *applied*: acknowledged by the database.
+- *unchanged*: the move assigns nothing; nothing is written, the version stays.
+- *refused*: the move or a guard raised, on a state that was certainly the agent's. Memory may propose, only the
+  database refuses: a refusal stands after a write of the same batch was applied, or after a linearizable read.
+- *replayed*: the request's idempotency record holds its answer already.
+- *rebased*: another writer was first. The agent is read again and the move applied anew, until the deadline;
+  a guard on the version can't hold then, so it turns into its refusal.
+- *unknown*: no acknowledgement came. The same guarded write is sent again until one comes; it can match only
+  once. When it does not match, the op id in the commit's slot tells whose write moved the version.
+- *too late*: the caller is answered `Unavailable` at the deadline, told whether the write was ever sent. What
+  was sent is settled all the same: callers come and go, a write is never dropped half-way.
+
+Requests for the same agent wait in its *lane* and are folded into one update, each with its own version; the
+updates of different agents share bulk writes (`app.bulk`). A request with an Idempotency-Key goes alone, in one
+transaction with its record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import zlib
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import bson
+import pymongo
+from bson.errors import BSONError
+from bson.raw_bson import RawBSONDocument
+from pymongo import InsertOne, UpdateOne
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.errors import PyMongoError
+
+from app.bulk import BulkWriter, Outcome, Write
+from app.clock import Clock
+from app.config import Settings
+from app.mongo import CODEC, Mongo
+from app.telemetry import Metrics, get_logger
+from models.agent import AgentRecord
+from models.change import OP_SLOTS, Change, Stamp, envelope, fold
+from models.commit import Guard, Reply
+from models.errors import (
+    Conflict,
+    HoldfastError,
+    IdempotencyMismatch,
+    InvalidRequest,
+    TooLarge,
+    Unavailable,
+)
+from models.tenant import Scope
+
+Move = Callable[[AgentRecord, Stamp], Change]
+
+MIN_VERSION_SECONDS = 2.0
+KEPT_FOR = timedelta(hours=24)
+"""How long an idempotency record answers."""
+
+_FOLD_BYTES = 4 * 1024 * 1024
+_LANES = 10_000
+_NO_GUARD = Guard()
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Once:
+    """Asks that a request has its effect at most once: the record's id, the request's digest, the answer's form."""
+
+    id: str
+    digest: str
+    encode: Callable[[Committed], Reply]
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """How an accepted request ended: the agent right after it, the move's answer, or the reply given before."""
+
+    record: AgentRecord
+    answer: Any
+    changed: bool
+    replay: Reply | None = None
+
+
+@dataclass(eq=False, slots=True)
+class _Request:
+    scope: Scope
+    move: Move
+    guard: Guard
+    once: Once | None
+    creates: bool
+    done: asyncio.Future[Committed]
+    sent: bool = False
+    given_up: bool = False
+
+    def sees(self, record: AgentRecord) -> bool:
+        return record.exists and self.scope.sees(record.tenant, record.owner)
+
+    def resolve(self, result: Committed | Exception) -> None:
+        if self.done.done():
+            return
+        if isinstance(result, Exception):
+            self.done.set_exception(result)
+            self.done.exception()  # callers that left early must not cause a warning
+        else:
+            self.done.set_result(result)
+
+
+@dataclass(eq=False, slots=True)
+class _Lane:
+    """The queue of one agent on this replica, and the agent as this replica last knew it (`basis`)."""
+
+    key: str
+    waiting: deque[_Request] = field(default_factory=deque)
+    basis: AgentRecord | None = None
+    worker: asyncio.Task[None] | None = None
+
+    def take(self, limit: int) -> list[_Request]:
+        """The next requests that may share an update: of the same caller, none with an idempotency record."""
+        batch: list[_Request] = []
+        while self.waiting and len(batch) < limit:
+            request = self.waiting[0]
+            if not request.given_up:
+                if batch and (request.once or batch[0].once or request.scope.by != batch[0].scope.by):
+                    break
+                batch.append(request)
+            self.waiting.popleft()
+        return batch
+
+    def put_back(self, requests: Sequence[_Request]) -> None:
+        self.waiting.extendleft(reversed(requests))
+
+
+class _Trial:
+    """A batch of moves applied one on another to a basis: what would be written and what each caller would hear."""
+
+    def __init__(self, basis: AgentRecord, batch: Sequence[_Request], now: Stamp, limit: int) -> None:
+        self.basis = basis
+        self.record = basis
+        self.stamp = now
+        self.changes: list[Change] = []
+        self.results: list[tuple[_Request, Committed | Exception]] = []
+        self.bytes = 0
+        self.rest: Sequence[_Request] = ()
+        for number, request in enumerate(batch):
+            if number and self.bytes > _FOLD_BYTES:
+                self.rest = batch[number:]
+                break
+            self._try(request, limit)
+
+    @property
+    def requests(self) -> list[_Request]:
+        return [request for request, _ in self.results]
+
+    def write(self, op: str) -> Write:
+        """The whole trial as one guarded write, recognisable by its op id."""
+        slot = str(self.record.version % OP_SLOTS)
+        last = envelope(self.basis.version, self.changes, self.stamp)
+        if self.basis.version == 0:
+            return InsertOne({**self.record.document(), "last": last, "ops": {slot: op}})
+        assigned = fold(self.changes)
+        update: dict[str, Any] = {"$set": {**assigned.sets, "last": last, f"ops.{slot}": op}}
+        if assigned.drops:
+            update["$unset"] = dict.fromkeys(assigned.drops, "")
+        guard = {"_id": self.basis.id, "tenant": self.basis.tenant, "version": self.basis.version}
+        return UpdateOne(guard, update)
+
+    def bears(self, record: AgentRecord, op: str) -> bool:
+        """Whether the agent, as read, shows that this trial's write was applied."""
+        return record.ops.get(str(self.record.version % OP_SLOTS)) == op
+
+    def writes(self, *, certain: bool) -> bool:
+        """Whether there is anything to make durable; for a keyed request that is its answer, once that is certain."""
+        if self.changes:
+            return True
+        request, result = self.results[0]
+        return certain and request.once is not None and isinstance(result, Committed)
+
+    def committed(self) -> Committed:
+        """The first request's result, which is not a refusal."""
+        result = self.results[0][1]
+        assert isinstance(result, Committed)
+        return result
+
+    def deliver(self) -> None:
+        for request, result in self.results:
+            request.resolve(result)
+
+    def _try(self, request: _Request, limit: int) -> None:
+        try:
+            if not request.creates:
+                self.record.require_visible(request.scope)
+                request.guard.check(self.record)
+            change = request.move(self.record, self.stamp)
+            if change.kinds:
+                change = self._sized(change, limit)
+        except HoldfastError as error:
+            self.results.append((request, error))
+            return
+        if change.kinds:
+            self.changes.append(change)
+            self.record = change.record
+        self.results.append((request, Committed(change.record, change.answer, changed=bool(change.kinds))))
+
+    def _sized(self, change: Change, limit: int) -> Change:
+        """The change with its record's size known (never too low); raises TooLarge before anything is written."""
+        try:
+            growth = len(bson.encode({"": change.sets}, check_keys=False, codec_options=CODEC))
+        except (BSONError, OverflowError) as error:
+            raise InvalidRequest(f"A value can't be stored: {error}.") from error
+        size = growth if "created" in change.kinds else self.record.size_bytes + growth
+        if size > limit:
+            raise TooLarge("The agent", limit, size)
+        self.bytes += growth
+        record = change.record.model_copy(update={"size_bytes": size})
+        return Change(record, change.kinds, change.sets, change.drops, change.answer)
+
+
+class Store:
+    """Agents, durable. One per replica; `stop` waits until everything that was sent is settled."""
+
+    def __init__(self, mongo: Mongo, settings: Settings, clock: Clock, metrics: Metrics) -> None:
+        self._mongo = mongo
+        self._settings = settings
+        self._clock = clock
+        self._metrics = metrics
+        self._bulk = BulkWriter(
+            mongo.agents,
+            metrics,
+            limit=settings.bulk_limit,
+            flights=settings.flights,
+            seconds=settings.attempt_seconds,
+        )
+        self._lanes: OrderedDict[str, _Lane] = OrderedDict()
+        self._basis_bytes = 0
+        self._running_once: set[str] = set()
+
+    async def load(self, scope: Scope, agent: str, *, strong: bool = False, min_version: int = 0) -> AgentRecord:
+        """The agent, at least as new as `min_version`; with `strong` not older than this call (linearizable).
+
+        Raises NotFound; Unavailable when the database does not answer or the version does not come in 2 s.
+        """
+        key = scope.agent_key(agent)
+        until = self._clock.monotonic() + MIN_VERSION_SECONDS
+        while True:
+            with self._metrics.load_seconds.time():
+                record = await self._read_or_fail(key, strong=strong)
+            record.require_visible(scope)
+            if record.version >= min_version:
+                return record
+            if self._clock.monotonic() >= until:
+                raise Unavailable(
+                    f"Version {min_version} is not there yet; the agent is at {record.version}.",
+                    version=record.version,
+                )
+            strong = True
+            await asyncio.sleep(0.05)
+
+    async def page(
+        self, scope: Scope, query: Mapping[str, Any], *, after: str | None, limit: int, fields: Iterable[str]
+    ) -> list[dict[str, Any]]:
+        """Up to `limit` agents of the scope in the order of their ids, as documents of the named fields and size."""
+        wanted = scope.filter({**query, "deleted_at": None})
+        wanted["_id"] = {"$gt": f"{scope.tenant}:{after or ''}", "$lt": f"{scope.tenant};"}
+        projection = {**dict.fromkeys(fields, 1), "size_bytes": {"$bsonSize": "$$ROOT"}}
+        with _unavailable_when_failing(self._settings.attempt_seconds):
+            return await self._mongo.agents.find(wanted, projection).sort("_id", 1).limit(limit).to_list()
+
+    async def commit(
+        self,
+        scope: Scope,
+        agent: str,
+        move: Move,
+        *,
+        guard: Guard = _NO_GUARD,
+        once: Once | None = None,
+        creates: bool = False,
+    ) -> Committed:
+        """Apply the move and make it durable. Answers within the deadline, whatever the database does.
+
+        The move may run several times, each time on another state of the agent; with `creates` also on none.
+        Raises what the move or guard raises; NotFound; TooLarge; Conflict while the same `once` runs here;
+        IdempotencyMismatch; Unavailable. Cancelling the caller does not stop a write.
+        """
+        request = _Request(scope, move, guard, once, creates, asyncio.get_running_loop().create_future())
+        with self._alone(once), self._metrics.commit_seconds.time():
+            self._enqueue(scope.agent_key(agent), request)
+            try:
+                async with asyncio.timeout(self._settings.deadline_seconds):
+                    return await asyncio.shield(request.done)
+            except TimeoutError:
+                raise self._too_late(request) from None
+            except HoldfastError as error:
+                self._metrics.conflicts.labels(error.code).inc()
+                raise
+
+    async def stop(self) -> None:
+        """Wait until every lane is empty, for as long as a shutdown may take."""
+        workers = [lane.worker for lane in self._lanes.values() if lane.worker is not None]
+        if workers:
+            await asyncio.wait(workers, timeout=self._settings.shutdown_seconds)
+
+    @contextlib.contextmanager
+    def _alone(self, once: Once | None) -> Iterator[None]:
+        if once is None:
+            yield
+            return
+        if once.id in self._running_once:
+            raise Conflict("The first request with this Idempotency-Key is still running: ask again.", retry_after=1)
+        self._running_once.add(once.id)
+        try:
+            yield
+        finally:
+            self._running_once.discard(once.id)
+
+    def _enqueue(self, key: str, request: _Request) -> None:
+        lane = self._lanes.get(key)
+        if lane is None:
+            lane = self._lanes[key] = _Lane(key)
+        self._lanes.move_to_end(key)
+        lane.waiting.append(request)
+        if lane.worker is None:
+            lane.worker = asyncio.create_task(self._work(lane))
+        self._metrics.lanes.set(len(self._lanes))
+
+    def _too_late(self, request: _Request) -> Unavailable:
+        request.given_up = True
+        if not request.sent:
+            return Unavailable("The database did not answer in time; nothing was written. Try again.", written=False)
+        self._metrics.unanswered.inc()
+        return Unavailable(
+            "The database did not acknowledge the write in time; it may have been applied or may still be. "
+            "Read the agent, or repeat with the same Idempotency-Key or step id.",
+            written=None,
+        )
+
+    async def _work(self, lane: _Lane) -> None:
+        """Serve a lane until it is empty."""
+        batch: list[_Request] = []
+        try:
+            while batch := lane.take(self._settings.fold_limit):
+                await self._serve(lane, batch)
+        except Exception as error:
+            failure = error if isinstance(error, HoldfastError) else _failed(lane, error)
+            self._remember(lane, None)
+            for request in (*batch, *lane.waiting):
+                request.resolve(failure)
+            lane.waiting.clear()
+        finally:
+            lane.worker = None
+            self._forget_oldest()
+
+    async def _serve(self, lane: _Lane, batch: list[_Request]) -> None:
+        """Bring every request of the batch to its end."""
+        certain = False
+        backoff = _Backoff()
+        while batch := [request for request in batch if not request.given_up]:
+            if lane.basis is None:
+                await self._refresh(lane, strong=certain)
+            if lane.basis is None:
+                await backoff.pause()
+                continue
+            if await self._replayed(lane.basis, batch[0]):
+                return
+            trial = _Trial(lane.basis, batch, self._stamp(batch[0]), self._settings.agent_limit_bytes)
+            if trial.writes(certain=certain):
+                certain = False
+                if await self._applied(lane, trial):
+                    return
+                self._metrics.rebases.inc()
+                await backoff.pause()
+            elif certain:
+                self._end(lane, trial)
+                return
+            else:
+                certain = True
+                self._remember(lane, None)
+
+    async def _applied(self, lane: _Lane, trial: _Trial) -> bool:
+        """Write the trial; when it is durable, tell its callers. False: it has to be tried again.
+
+        Afterwards the lane's basis is the agent as it is now, or unknown.
+        """
+        op = self._clock.new_id()
+        for request in trial.requests:
+            request.sent = True
+        once = trial.requests[0].once
+        outcome = await (self._write_once(lane, trial, once, op) if once else self._write(lane, trial, op))
+        if outcome is not Outcome.APPLIED:
+            for request in trial.requests:
+                request.sent = outcome is Outcome.UNKNOWN
+            return False
+        self._remember(lane, trial.record)
+        self._count(trial)
+        self._end(lane, trial)
+        return True
+
+    def _end(self, lane: _Lane, trial: _Trial) -> None:
+        trial.deliver()
+        lane.put_back(trial.rest)
+
+    async def _write(self, lane: _Lane, trial: _Trial, op: str) -> Outcome:
+        """Send the trial until it is acknowledged, and find out what became of it: APPLIED or MISSED."""
+        write = trial.write(op)
+        backoff = _Backoff()
+        while (outcome := await self._bulk.send(write)) is Outcome.UNKNOWN:
+            if not backoff.pauses:
+                self._metrics.unknown.inc()
+            await backoff.pause()
+        self._remember(lane, None)
+        if outcome is Outcome.REFUSED:
+            raise Unavailable("The database refuses the write; nothing was written.", written=False)
+        if outcome is not Outcome.APPLIED and (backoff.pauses or outcome is Outcome.UNSURE):
+            outcome = await self._settled(lane, trial, op)
+        if backoff.pauses:
+            self._metrics.settled.labels(outcome.value).inc()
+        return outcome
+
+    async def _settled(self, lane: _Lane, trial: _Trial, op: str) -> Outcome:
+        """What became of a write that is surely over: the version has moved, the op slot tells by whom."""
+        backoff = _Backoff()
+        while lane.basis is None:
+            await self._refresh(lane, strong=True)
+            if lane.basis is None:
+                await backoff.pause()
+        return Outcome.APPLIED if trial.bears(lane.basis, op) else Outcome.MISSED
+
+    async def _write_once(self, lane: _Lane, trial: _Trial, once: Once, op: str) -> Outcome:
+        """Write the trial and its idempotency record in one transaction.
+
+        MISSED and UNKNOWN need no other care than to look again: then the record is found, or the transaction
+        runs anew, and of two transactions with the same record at most one can commit.
+        """
+        self._remember(lane, None)
+        record = self._once_record(trial, once, op)
+        try:
+            with pymongo.timeout(self._settings.attempt_seconds):
+                async with self._mongo.client.start_session() as session, await session.start_transaction():
+                    # unscoped: the record's id is made from the tenant
+                    await self._mongo.idempotency.delete_one(
+                        {"_id": once.id, "expires_at": {"$lte": trial.stamp.now}}, session=session
+                    )
+                    await self._mongo.idempotency.insert_one(record, session=session)
+                    if trial.changes and not await self._matches_in(session, trial.write(op)):
+                        await session.abort_transaction()
+                        return Outcome.MISSED
+        except PyMongoError as error:
+            unknown = error.has_error_label("UnknownTransactionCommitResult")
+            self._metrics.unknown.inc(int(unknown))
+            return Outcome.UNKNOWN if unknown else Outcome.MISSED
+        return Outcome.APPLIED
+
+    async def _matches_in(self, session: AsyncClientSession, write: Write) -> bool:
+        result = await self._mongo.agents.bulk_write([write], session=session)
+        return result.matched_count + result.inserted_count == 1
+
+    def _once_record(self, trial: _Trial, once: Once, op: str) -> dict[str, Any]:
+        reply = once.encode(trial.committed())
+        return {
+            "_id": once.id,
+            "tenant": trial.basis.tenant,
+            "digest": once.digest,
+            "op": op,
+            "status": reply.status,
+            "headers": dict(reply.headers),
+            "body": zlib.compress(reply.body, level=1),
+            "expires_at": trial.stamp.now + KEPT_FOR,
+        }
+
+    async def _replayed(self, basis: AgentRecord, request: _Request) -> bool:
+        """Answer from the request's idempotency record, when there is one and the agent is still to be seen."""
+        once = request.once
+        if once is None or not (request.creates or request.sees(basis)):
+            return False
+        try:
+            with pymongo.timeout(self._settings.attempt_seconds):
+                found = await self._mongo.idempotency.find_one({"_id": once.id, "tenant": request.scope.tenant})
+        except PyMongoError:
+            return False
+        if found is None or found["expires_at"] <= self._clock.now():
+            return False
+        if found["digest"] != once.digest:
+            request.resolve(IdempotencyMismatch("This Idempotency-Key was sent with another request: use a new one."))
+            return True
+        self._metrics.replays.inc()
+        reply = Reply(found["status"], zlib.decompress(found["body"]), found["headers"])
+        request.resolve(Committed(basis, None, changed=False, replay=reply))
+        return True
+
+    async def _refresh(self, lane: _Lane, *, strong: bool) -> bool:
+        """Read the lane's basis; False when the database does not answer."""
+        try:
+            self._remember(lane, await self._read(lane.key, strong=strong))
+        except PyMongoError:
+            return False
+        return True
+
+    async def _read_or_fail(self, key: str, *, strong: bool) -> AgentRecord:
+        with _unavailable_when_failing(self._settings.attempt_seconds):
+            return await self._read(key, strong=strong)
+
+    async def _read(self, key: str, *, strong: bool) -> AgentRecord:
+        """The agent's document as a record; version 0 when there is none."""
+        source = self._mongo.agents_raw_linearizable if strong else self._mongo.agents_raw
+        with pymongo.timeout(self._settings.attempt_seconds):
+            # unscoped: the key begins with the tenant
+            raw: RawBSONDocument | None = await source.find_one({"_id": key})
+        if raw is None:
+            return AgentRecord(id=key, tenant=key.partition(":")[0])
+        return AgentRecord.of(bson.decode(raw.raw, CODEC), size_bytes=len(raw.raw))
+
+    def _stamp(self, request: _Request) -> Stamp:
+        return Stamp(self._clock.now(), request.scope.by)
+
+    def _remember(self, lane: _Lane, basis: AgentRecord | None) -> None:
+        before = lane.basis.size_bytes if lane.basis else 0
+        lane.basis = basis
+        self._basis_bytes += (basis.size_bytes if basis else 0) - before
+        self._metrics.basis_bytes.set(self._basis_bytes)
+
+    def _forget_oldest(self) -> None:
+        """Let go of idle lanes, the least used first, until what is remembered fits its bytes."""
+        for key, lane in list(self._lanes.items()):
+            if self._basis_bytes <= self._settings.basis_bytes and len(self._lanes) <= _LANES:
+                break
+            if lane.worker is None and not lane.waiting:
+                self._remember(lane, None)
+                del self._lanes[key]
+        self._metrics.lanes.set(len(self._lanes))
+
+    def _count(self, trial: _Trial) -> None:
+        if not trial.changes:
+            return
+        self._metrics.updates.inc()
+        self._metrics.update_bytes.observe(trial.bytes)
+        self._metrics.folded.inc(len(trial.changes) - 1)
+        for change in trial.changes:
+            for kind in change.kinds:
+                self._metrics.commits.labels(kind).inc()
+
+
+def _failed(lane: _Lane, error: Exception) -> Unavailable:
+    _log.exception("lane failed", agent=lane.key)
+    failure = Unavailable("The service failed to carry this out; the outcome is not known.", written=None)
+    failure.__cause__ = error
+    return failure
+
+
+class _Backoff:
+    """Pauses between tries that grow from about 1 ms to 500 ms, with jitter; whoever loops decides when to stop."""
+
+    def __init__(self) -> None:
+        self.pauses = 0
+
+    async def pause(self) -> None:
+        await asyncio.sleep(random.uniform(0.2, 1.0) * min(0.5, 0.001 * 2**self.pauses))  # noqa: S311
+        self.pauses = min(self.pauses + 1, 10)
+
+
+@contextlib.contextmanager
+def _unavailable_when_failing(seconds: float) -> Iterator[None]:
+    """Bound the calls inside, and say it in our own words when the database fails them."""
+    try:
+        with pymongo.timeout(seconds):
+            yield
+    except PyMongoError as error:
+        raise Unavailable("The database does not answer; try again.") from error

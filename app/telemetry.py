@@ -1,0 +1,94 @@
+"""What the service tells about itself: structured logs and Prometheus metrics.
+
+Guarantee: neither holds a body, a secret or an agent's content; ids, counts, sizes and times only.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_BYTES = (256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216)
+
+
+class Metrics:
+    """The counters of one replica, in a registry of their own so that two in one process don't mix."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.commits = self._counter("commits", "Accepted writes that changed an agent, by kind.", "kind")
+        self.updates = self._counter("updates", "Guarded database updates that were applied.")
+        self.folded = self._counter("folded_requests", "Requests that shared their update with an earlier one.")
+        self.rebases = self._counter("rebases", "Times that a move was applied anew to a newer version.")
+        self.conflicts = self._counter("conflicts", "Requests refused, by code.", "code")
+        self.unknown = self._counter("unknown_outcomes", "Writes whose outcome had to be settled.")
+        self.settled = self._counter("settled_outcomes", "Unknown writes settled, by what they turned out to be.", "as")
+        self.unanswered = self._counter("unanswered_writes", "Writes answered 503 before their outcome was known.")
+        self.replays = self._counter("idempotent_replays", "Requests answered from their idempotency record.")
+        self.commit_seconds = self._histogram("commit_seconds", "From asking for a commit to its outcome.", _SECONDS)
+        self.load_seconds = self._histogram("load_seconds", "Reading one agent from the database.", _SECONDS)
+        self.update_bytes = self._histogram("update_bytes", "BSON bytes of the assignments of one update.", _BYTES)
+        self.bulk_size = self._histogram("bulk_updates", "Agents in one bulk write.", (1, 2, 4, 8, 16, 32, 64, 128))
+        self.request_seconds = Histogram(
+            "holdfast_http_request_seconds",
+            "HTTP requests by method, route and status.",
+            ("method", "route", "status"),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.lanes = Gauge("holdfast_lanes", "Agents with a write queue in memory.", registry=self.registry)
+        self.basis_bytes = Gauge(
+            "holdfast_basis_bytes", "BSON bytes of agents remembered to write from.", registry=self.registry
+        )
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"holdfast_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(f"holdfast_{name}", text, buckets=buckets, registry=self.registry)
+
+
+def configure_logging(level: str, form: str) -> None:
+    """Send every log line, the libraries' too, to stderr: JSON, or colours on a terminal. Units stand in the names."""
+    console = form == "console" or (form == "auto" and sys.stderr.isatty())
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
+    )
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                renderer,
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level.upper())
+    for noisy in ("pymongo", "asyncio", "uvicorn.error", "httpx"):
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
+
+
+def get_logger(name: str) -> structlog.stdlib.BoundLogger:
+    """The logger of a module."""
+    logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
+    return logger

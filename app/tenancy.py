@@ -1,0 +1,130 @@
+"""Keys: who calls, in which tenant, with which rights.
+
+A key reads `hf_<id>_<secret>`. Only the SHA-256 of the secret is stored. Once a first key was made, the latch is
+closed for good: the service never again answers without a key, also when all keys are revoked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Iterable
+
+import pymongo
+from pymongo.errors import PyMongoError
+
+from app.clock import Clock
+from app.mongo import Mongo
+from models.errors import InvalidRequest, NotFound, Unauthenticated, Unavailable
+from models.ids import check_id
+from models.tenant import ANONYMOUS, KeyRecord, Right, Scope
+
+CACHED_SECONDS = 2.0
+"""How long a replica may go on answering a key that was revoked elsewhere."""
+
+_TOKEN = re.compile(r"hf_([0-9a-f]{32})_([A-Za-z0-9_-]{43})\Z")
+_LATCH = "latch"
+_CACHE = 10_000
+
+
+class Keys:
+    """The keys of all tenants. `authenticate` is for callers; the rest is for the command line."""
+
+    def __init__(self, mongo: Mongo, clock: Clock, *, seconds: float) -> None:
+        self._mongo = mongo
+        self._clock = clock
+        self._seconds = seconds
+        self._latched = False
+        self._known: dict[str, tuple[float, KeyRecord]] = {}
+
+    async def authenticate(self, token: str | None) -> Scope:
+        """The scope of a token (None: no key was sent). Raises Unauthenticated; Unavailable without a database."""
+        try:
+            with pymongo.timeout(self._seconds):
+                if token is None:
+                    return await self._without_key()
+                return (await self._verified(token)).scope()
+        except PyMongoError as error:
+            raise Unavailable("The database does not answer; try again.") from error
+
+    async def required(self) -> bool:
+        """Whether the latch is closed: a first key was made at some time."""
+        if not self._latched:
+            # unscoped: the latch is the whole service's
+            self._latched = await self._mongo.service.find_one({"_id": _LATCH}) is not None
+        return self._latched
+
+    async def create(
+        self, tenant: str, rights: Iterable[Right], *, owner: str | None = None, name: str | None = None
+    ) -> tuple[KeyRecord, str]:
+        """A new key and its token, which can't be had again. Closes the latch first. Raises InvalidRequest."""
+        check_id(tenant, "the tenant")
+        chosen = sorted(set(rights))
+        if not chosen:
+            raise InvalidRequest("A key needs at least one right: read, write, runner or admin.")
+        secret = secrets.token_urlsafe(32)
+        record = KeyRecord(
+            id=self._clock.new_id(),
+            tenant=tenant,
+            rights=chosen,
+            owner=owner,
+            name=name,
+            digest=_digest(secret),
+            created_at=self._clock.now(),
+        )
+        # unscoped: the latch is the whole service's
+        await self._mongo.service.update_one({"_id": _LATCH}, {"$set": {"closed": True}}, upsert=True)
+        await self._mongo.keys.insert_one(record.model_dump(by_alias=True))
+        return record, f"hf_{record.id}_{secret}"
+
+    async def list(self, tenant: str | None = None) -> list[KeyRecord]:
+        """All keys, of one tenant or of every one, oldest first."""
+        query = {} if tenant is None else {"tenant": tenant}
+        # unscoped: for the operator's command line
+        found = await self._mongo.keys.find(query).sort("_id", 1).to_list()
+        return [KeyRecord.model_validate(document) for document in found]
+
+    async def revoke(self, key: str) -> KeyRecord:
+        """End a key, everywhere within `CACHED_SECONDS`. Raises NotFound."""
+        # unscoped: for the operator's command line
+        found = await self._mongo.keys.find_one_and_update(
+            {"_id": key}, {"$set": {"revoked_at": self._clock.now()}}, return_document=True
+        )
+        if found is None:
+            raise NotFound(f"There is no key '{key}': 'holdfast keys list' shows them.")
+        self._known.pop(key, None)
+        return KeyRecord.model_validate(found)
+
+    async def _without_key(self) -> Scope:
+        if await self.required():
+            raise Unauthenticated("Send a key: 'Authorization: Bearer <key>'.")
+        return ANONYMOUS
+
+    async def _verified(self, token: str) -> KeyRecord:
+        match = _TOKEN.match(token)
+        record = await self._looked_up(match[1]) if match else None
+        if match is None or record is None or not hmac.compare_digest(record.digest, _digest(match[2])):
+            raise Unauthenticated("This key is not known here, or it was revoked.")
+        return record
+
+    async def _looked_up(self, key: str) -> KeyRecord | None:
+        now = self._clock.monotonic()
+        until, record = self._known.get(key, (0.0, None))
+        if record is not None and now < until:
+            return record
+        # unscoped: the key itself tells the tenant
+        found = await self._mongo.keys.find_one({"_id": key, "revoked_at": None})
+        if found is None:
+            self._known.pop(key, None)
+            return None
+        if len(self._known) >= _CACHE:
+            self._known.clear()
+        record = KeyRecord.model_validate(found)
+        self._known[key] = (now + CACHED_SECONDS, record)
+        return record
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
