@@ -39,7 +39,9 @@ _RAW: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocumen
 _MAJORITY = ReadConcern("majority")
 _LINEARIZABLE = ReadConcern("linearizable")
 _ZSTD = {"wiredTiger": {"configString": "block_compressor=zstd"}}
-_DOCUMENTS: tuple[type[Document], ...] = (Agent, Key, IdempotencyRecord)
+_DOCUMENTS: dict[str, type[Document]] = {
+    document.Settings.name: document for document in (Agent, Key, IdempotencyRecord)
+}
 
 _SERVER_SELECTION_MS = 2_000
 _HEARTBEAT_MS = 1_000
@@ -133,10 +135,9 @@ class Mongo:
     async def prepare(self) -> None:
         """Create what is missing: collections (zstd-compressed) and indexes. Safe from many replicas at once."""
         present = set(await self.database.list_collection_names())
-        for document in _DOCUMENTS:
-            if document.get_settings_name() not in present:
-                await self._create(document.get_settings_name())
-        await init_beanie(database=self.database, document_models=list(_DOCUMENTS))
+        for name in _DOCUMENTS.keys() - present:
+            await self._create(name)
+        await init_beanie(database=self.database, document_models=list(_DOCUMENTS.values()))
 
     async def ping(self, seconds: float) -> bool:
         """Whether a writable primary answers within the time."""

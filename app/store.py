@@ -29,7 +29,7 @@ import random
 import zlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -121,6 +121,8 @@ class _Lane:
     key: str
     waiting: deque[_Request] = field(default_factory=deque)
     basis: AgentRecord | None = None
+    bound: int = 0
+    """Bytes that `basis` takes in the database at most."""
     worker: asyncio.Task[None] | None = None
 
     def take(self, limit: int) -> list[_Request]:
@@ -142,10 +144,11 @@ class _Lane:
 class _Trial:
     """A batch of moves applied one on another to a basis: what would be written and what each caller would hear."""
 
-    def __init__(self, basis: AgentRecord, batch: Sequence[_Request], now: Stamp, limit: int) -> None:
+    def __init__(self, basis: AgentRecord, bound: int, batch: Sequence[_Request], now: Stamp, limit: int) -> None:
         self.basis = basis
         self.record = basis
         self.stamp = now
+        self.size = bound
         self.changes: list[Change] = []
         self.results: list[tuple[_Request, Committed | Exception]] = []
         self.bytes = 0
@@ -164,12 +167,13 @@ class _Trial:
         """The whole trial as one guarded write, recognisable by its op id."""
         slot = str(self.record.version % OP_SLOTS)
         last = envelope(self.basis.version, self.changes, self.stamp)
+        self._seal({"last": last, "ops": {**self.basis.ops, slot: op}})
         if self.basis.version == 0:
-            return InsertOne({**self.record.document(), "last": last, "ops": {slot: op}})
+            return InsertOne(self.record.document())
         assigned = fold(self.changes)
         update: dict[str, Any] = {"$set": {**assigned.sets, "last": last, f"ops.{slot}": op}}
         if assigned.drops:
-            update["$unset"] = dict.fromkeys(assigned.drops, "")
+            update["$unset"] = dict.fromkeys(sorted(assigned.drops), "")
         guard = {"_id": self.basis.id, "tenant": self.basis.tenant, "version": self.basis.version}
         return UpdateOne(guard, update)
 
@@ -194,6 +198,13 @@ class _Trial:
         for request, result in self.results:
             request.resolve(result)
 
+    def _seal(self, commit: dict[str, Any]) -> None:
+        """Put the commit's own fields on the record that the last change left, also where it is a caller's result."""
+        unsealed, self.record = self.record, self.record.model_copy(update=commit)
+        for number, (request, result) in enumerate(self.results):
+            if isinstance(result, Committed) and result.record is unsealed:
+                self.results[number] = (request, replace(result, record=self.record))
+
     def _try(self, request: _Request, limit: int) -> None:
         try:
             if not request.creates:
@@ -201,7 +212,7 @@ class _Trial:
                 request.guard.check(self.record)
             change = request.move(self.record, self.stamp)
             if change.kinds:
-                change = self._sized(change, limit)
+                self._grow(change, limit)
         except HoldfastError as error:
             self.results.append((request, error))
             return
@@ -210,18 +221,17 @@ class _Trial:
             self.record = change.record
         self.results.append((request, Committed(change.record, change.answer, changed=bool(change.kinds))))
 
-    def _sized(self, change: Change, limit: int) -> Change:
-        """The change with its record's size known (never too low); raises TooLarge before anything is written."""
+    def _grow(self, change: Change, limit: int) -> None:
+        """Count what the change may add at most; raises TooLarge before anything is written."""
         try:
-            growth = len(bson.encode({"": change.sets}, check_keys=False, codec_options=CODEC))
+            growth = len(bson.encode({"": change.sets}, codec_options=CODEC))
         except (BSONError, OverflowError) as error:
             raise InvalidRequest(f"A value can't be stored: {error}.") from error
-        size = growth if "created" in change.kinds else self.record.size_bytes + growth
+        size = growth if self.record.version == 0 else self.size + growth
         if size > limit:
             raise TooLarge("The agent", limit, size)
+        self.size = size
         self.bytes += growth
-        record = change.record.model_copy(update={"size_bytes": size})
-        return Change(record, change.kinds, change.sets, change.drops, change.answer)
 
 
 class Store:
@@ -370,7 +380,7 @@ class Store:
                 continue
             if await self._replayed(lane.basis, batch[0]):
                 return
-            trial = _Trial(lane.basis, batch, self._stamp(batch[0]), self._settings.agent_limit_bytes)
+            trial = _Trial(lane.basis, lane.bound, batch, self._stamp(batch[0]), self._settings.agent_limit_bytes)
             if trial.writes(certain=certain):
                 certain = False
                 if await self._applied(lane, trial):
@@ -398,7 +408,7 @@ class Store:
             for request in trial.requests:
                 request.sent = outcome is Outcome.UNKNOWN
             return False
-        self._remember(lane, trial.record)
+        self._remember(lane, trial.record, trial.size)
         self._count(trial)
         self._end(lane, trial)
         return True
@@ -498,7 +508,8 @@ class Store:
     async def _refresh(self, lane: _Lane, *, strong: bool) -> bool:
         """Read the lane's basis; False when the database does not answer."""
         try:
-            self._remember(lane, await self._read(lane.key, strong=strong))
+            record = await self._read(lane.key, strong=strong)
+            self._remember(lane, record, record.size_bytes or 0)
         except PyMongoError:
             return False
         return True
@@ -520,10 +531,9 @@ class Store:
     def _stamp(self, request: _Request) -> Stamp:
         return Stamp(self._clock.now(), request.scope.by)
 
-    def _remember(self, lane: _Lane, basis: AgentRecord | None) -> None:
-        before = lane.basis.size_bytes if lane.basis else 0
-        lane.basis = basis
-        self._basis_bytes += (basis.size_bytes if basis else 0) - before
+    def _remember(self, lane: _Lane, basis: AgentRecord | None, bound: int = 0) -> None:
+        self._basis_bytes += bound - lane.bound
+        lane.basis, lane.bound = basis, bound
         self._metrics.basis_bytes.set(self._basis_bytes)
 
     def _forget_oldest(self) -> None:

@@ -1,0 +1,161 @@
+"""Routes of agents: create, list, read, patch, delete, settings, delegate, workspace, export, import, fork."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from litestar import Controller, delete, get, patch, post, put
+from litestar.params import Parameter
+
+from app.agents import AgentQuery, Agents
+from app.api import shapes, views
+from app.api.answers import Answer, no_content, page, reply
+from app.api.bodies import CreateBody, DelegateBody, ForkBody, PatchBody
+from app.api.call import ReadCall, WriteCall
+from app.api.paging import DEFAULT_LIMIT, MAX_LIMIT, agent_after, agents_cursor
+from app.api.routes import DRIVE, READ, WRITE
+from app.store import Committed
+from models.agent import AgentRecord
+from models.commit import Reply
+from models.errors import InvalidRequest, NotFound
+from models.execution import State
+from models.profile import masked
+from models.results import workspace_at
+from models.snapshot import Snapshot, snapshot_of
+from models.tenant import Scope
+
+Limit = Annotated[int, Parameter(ge=1, le=MAX_LIMIT)]
+StepsLimit = Annotated[int, Parameter(ge=0, le=10_000, description="The newest ones, when there are more.")]
+Status = Literal["pending", "running", "stopped", "failed"]
+
+
+def _created(committed: Committed) -> Reply:
+    record = committed.record
+    location = f"/v1/agents/{record.name_in_tenant}"
+    return reply(views.agent(record), record.version, 201, Location=location)
+
+
+def _whole(committed: Committed) -> Reply:
+    return reply(views.agent(committed.record), committed.record.version)
+
+
+def _bare(committed: Committed) -> Reply:
+    return reply(committed.answer, committed.record.version)
+
+
+def _gone(committed: Committed) -> Reply:
+    return no_content(committed.record.version)
+
+
+def _shown_delegate(record: AgentRecord) -> dict[str, Any]:
+    delegate = masked(record.delegate)
+    if delegate is None:
+        raise NotFound("The agent has no delegate.")
+    return delegate
+
+
+class AgentRoutes(Controller):
+    """Agents as wholes."""
+
+    path = "/v1/agents"
+    tags = ["agents"]
+
+    @post(**WRITE, summary="Create an agent")
+    async def create(self, data: CreateBody, posted: WriteCall, agents: Agents) -> Answer[shapes.Agent]:
+        return await posted.answer(lambda terms: agents.create(posted.caller, data.given(), terms), _created)
+
+    @get(**READ, summary="List agents, without steps and workspace")
+    async def list(
+        self,
+        caller: Scope,
+        agents: Agents,
+        in_state: Annotated[State | None, Parameter(query="state")] = None,
+        status: Status | None = None,
+        pool: str | None = None,
+        runner: str | None = None,
+        label: Annotated[str | None, Parameter(description="key:value")] = None,
+        archived: bool = False,
+        limit: Limit = DEFAULT_LIMIT,
+        cursor: str | None = None,
+    ) -> Answer[shapes.AgentList]:
+        if label is not None and ":" not in label:
+            raise InvalidRequest("label takes key:value.")
+        query = AgentQuery(in_state, status, pool, runner, label, archived)
+        after = None if cursor is None else agent_after(cursor)
+        found = await agents.list(caller, query, after=after, limit=limit + 1)
+        more = agents_cursor(found[limit - 1].name_in_tenant) if len(found) > limit else None
+        return page([views.summary(record) for record in found[:limit]], more)
+
+    @get("/{agent_id:str}", **READ, summary="Read an agent with its steps")
+    async def read(
+        self,
+        agent_id: str,
+        reading: ReadCall,
+        steps: views.StepsView = "path",
+        steps_limit: StepsLimit = views.STEPS_LIMIT,
+    ) -> Answer[shapes.Agent]:
+        return await reading.answer(agent_id, lambda record: views.agent(record, steps, steps_limit))
+
+    @patch("/{agent_id:str}", **DRIVE, summary="Merge name, model, labels, placement, lifetimes")
+    async def change(
+        self, agent_id: str, data: PatchBody, guarded: WriteCall, agents: Agents
+    ) -> Answer[shapes.Agent]:
+        changes = data.given()
+        return await guarded.answer(lambda terms: agents.patch(guarded.caller, agent_id, changes, terms), _whole)
+
+    @delete("/{agent_id:str}", **WRITE, summary="Delete an agent")
+    async def remove(self, agent_id: str, guarded: WriteCall, agents: Agents) -> Answer[None]:
+        return await guarded.answer(lambda terms: agents.delete(guarded.caller, agent_id, terms), _gone)
+
+    @get("/{agent_id:str}/settings", **READ, summary="Read the settings")
+    async def settings(self, agent_id: str, reading: ReadCall) -> Answer[dict[str, Any]]:
+        return await reading.answer(agent_id, lambda record: record.settings)
+
+    @patch("/{agent_id:str}/settings", **DRIVE, summary="Merge settings (RFC 7396)")
+    async def patch_settings(
+        self, agent_id: str, data: dict[str, Any], guarded: WriteCall, agents: Agents
+    ) -> Answer[dict[str, Any]]:
+        return await guarded.answer(lambda terms: agents.patch_settings(guarded.caller, agent_id, data, terms), _bare)
+
+    @get("/{agent_id:str}/delegate", **READ, summary="Read on whose behalf the agent acts; the token is masked")
+    async def delegate(self, agent_id: str, reading: ReadCall) -> Answer[dict[str, Any]]:
+        return await reading.answer(agent_id, _shown_delegate)
+
+    @put("/{agent_id:str}/delegate", **WRITE, summary="Set on whose behalf the agent acts")
+    async def set_delegate(
+        self, agent_id: str, data: DelegateBody, guarded: WriteCall, agents: Agents
+    ) -> Answer[dict[str, Any]]:
+        delegate = data.given()
+        return await guarded.answer(
+            lambda terms: agents.set_delegate(guarded.caller, agent_id, delegate, terms),
+            lambda done: reply(masked(done.record.delegate), done.record.version),
+        )
+
+    @delete("/{agent_id:str}/delegate", **WRITE, summary="Forget the delegate")
+    async def delete_delegate(self, agent_id: str, guarded: WriteCall, agents: Agents) -> Answer[None]:
+        return await guarded.answer(lambda terms: agents.set_delegate(guarded.caller, agent_id, None, terms), _gone)
+
+    @get("/{agent_id:str}/workspace", **READ, summary="Read the workspace seen from HEAD")
+    async def workspace(self, agent_id: str, reading: ReadCall) -> Answer[Any]:
+        return await reading.answer(agent_id, lambda record: workspace_at(record, record.path()))
+
+    @put("/{agent_id:str}/workspace", **DRIVE, summary="Bind a workspace to HEAD")
+    async def put_workspace(self, agent_id: str, data: Any, guarded: WriteCall, agents: Agents) -> Answer[Any]:
+        return await guarded.answer(lambda terms: agents.put_workspace(guarded.caller, agent_id, data, terms), _bare)
+
+    @get("/{agent_id:str}/export", **READ, summary="Export the agent as one JSON snapshot")
+    async def export(self, agent_id: str, reading: ReadCall) -> Answer[Snapshot]:
+        return await reading.answer(agent_id, snapshot_of)
+
+    @post("/import", **WRITE, summary="Make an agent from a snapshot")
+    async def take_in(self, data: Snapshot, posted: WriteCall, agents: Agents) -> Answer[shapes.Agent]:
+        return await posted.answer(lambda terms: agents.take_in(posted.caller, data, terms), _created)
+
+    @post("/{agent_id:str}/fork", **WRITE, summary="Make a new agent that shares the path")
+    async def fork(
+        self, agent_id: str, posted: WriteCall, agents: Agents, data: ForkBody | None = None
+    ) -> Answer[shapes.Agent]:
+        body = data or ForkBody()
+        return await posted.answer(
+            lambda terms: agents.fork(posted.caller, agent_id, terms, at=body.at, name=body.name), _created
+        )

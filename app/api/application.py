@@ -1,0 +1,93 @@
+"""The application: every route, with what all routes share. A route that declares no rights is a mistake caught here."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+
+from litestar import Litestar
+from litestar.datastructures import State
+from litestar.exceptions import HTTPException
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.openapi.spec import Components, SecurityScheme
+from litestar.types import ASGIApp
+
+from app.agents import Agents
+from app.api import operations, problems
+from app.api.agents import AgentRoutes
+from app.api.call import DEPENDENCIES
+from app.api.edge import Edge
+from app.api.security import Doorkeeper, require_right
+from app.api.steps import StepRoutes
+from app.config import Settings
+from app.telemetry import Metrics
+from app.tenancy import Keys
+from models.errors import HoldfastError
+
+@dataclass(frozen=True)
+class Services:
+    """What the routes need, ready when `lifespan` has been entered."""
+
+    settings: Settings
+    agents: Agents
+    keyring: Keys
+    metrics: Metrics
+    healthy: Callable[[], Awaitable[bool]]
+
+
+def create_app(services: Services, start: Callable[[], Awaitable[None]], stop: Callable[[], Awaitable[None]]) -> ASGIApp:
+    """The ASGI application over the services, which it starts with itself and stops in the end."""
+
+    @asynccontextmanager
+    async def lifespan(_: Litestar) -> AsyncIterator[None]:
+        await start()
+        try:
+            yield
+        finally:
+            await stop()
+
+    return Edge(create_litestar(services, lifespan), Doorkeeper(services.settings), services.metrics)
+
+
+def create_litestar(services: Services, lifespan: Callable[[Litestar], AbstractAsyncContextManager[None]] | None = None) -> Litestar:
+    """The routes alone, without the edge around them."""
+    app = Litestar(
+        route_handlers=[AgentRoutes, StepRoutes, operations.live, operations.ready, operations.metrics],
+        dependencies=DEPENDENCIES,
+        guards=[require_right],
+        exception_handlers={
+            HoldfastError: problems.on_domain_error,
+            HTTPException: problems.on_http_error,
+            Exception: problems.on_unexpected_error,
+        },
+        lifespan=[] if lifespan is None else [lifespan],
+        openapi_config=_openapi(),
+        request_max_body_size=services.settings.body_limit_bytes,
+        state=State({name: getattr(services, name) for name in Services.__dataclass_fields__}),
+        logging_config=None,
+        debug=False,
+    )
+    _require_declared_rights(app)
+    return app
+
+
+def _openapi() -> OpenAPIConfig:
+    return OpenAPIConfig(
+        title="Holdfast",
+        version="1",
+        description="The place where AI agents live durably.",
+        path="/schema",
+        render_plugins=[JsonRenderPlugin()],
+        components=Components(security_schemes={"key": SecurityScheme(type="http", scheme="bearer")}),
+        security=[{"key": []}, {}],
+    )
+
+
+def _require_declared_rights(app: Litestar) -> None:
+    for route in app.routes:
+        for handler in getattr(route, "route_handlers", ()):
+            answers_options = handler.http_methods == {"OPTIONS"}
+            if route.path.startswith("/v1") and not (answers_options or handler.opt.get("rights")):
+                raise TypeError(f"{route.path} declares no rights: give it a kind of app.api.routes.")

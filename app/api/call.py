@@ -1,0 +1,114 @@
+"""One call of an HTTP client: who it is, on what terms, and how its outcome becomes an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from litestar import Request
+from litestar.di import Provide
+
+from app.agents import Agents, Freshness, Terms
+from app.api.answers import Answer, Encode, as_response, etag, reply
+from app.api.headers import (
+    CacheControl,
+    FencingToken,
+    IdempotencyKey,
+    IfMatch,
+    IfNoneMatch,
+    MinVersion,
+    freshness,
+    guard,
+    idempotency_id,
+    matches,
+    request_digest,
+)
+from app.store import Committed, Once
+from models.agent import AgentRecord
+from models.commit import Guard
+from models.tenant import Scope
+
+AnyRequest = Request[Any, Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadCall:
+    """A read of one agent, as new as it was asked for; 304 where the caller has that version."""
+
+    caller: Scope
+    agents: Agents
+    freshness: Freshness
+    if_none_match: str | None
+
+    async def agent(self, agent: str) -> AgentRecord:
+        return await self.agents.get(self.caller, agent, self.freshness)
+
+    async def answer(self, agent: str, show: Callable[[AgentRecord], Any]) -> Answer[Any]:
+        record = await self.agent(agent)
+        tag = etag(record.version)
+        if matches(self.if_none_match, tag):
+            return Answer(b"", status_code=304, headers={"ETag": tag, "Age": "0"})
+        return as_response(reply(show(record), record.version, Age="0"))
+
+
+@dataclass(frozen=True, slots=True)
+class WriteCall:
+    """A write on its terms. `answer` carries it out and encodes what came of it, or repeats what was said before."""
+
+    caller: Scope
+    request: AnyRequest
+    guard: Guard
+    idempotency_key: str | None
+
+    async def answer(self, verb: Callable[[Terms], Awaitable[Committed]], encode: Encode) -> Answer[Any]:
+        committed = await verb(Terms(self.guard, await self._once(encode)))
+        return as_response(committed.replay or encode(committed))
+
+    async def _once(self, encode: Encode) -> Once | None:
+        if self.idempotency_key is None or self.request.method != "POST":
+            return None
+        record = idempotency_id(self.caller, self.request, self.idempotency_key)
+        return Once(record, await request_digest(self.request), encode)
+
+
+def _caller(request: AnyRequest) -> Scope:
+    scope: Scope = request.state["caller"]
+    return scope
+
+
+def _agents(request: AnyRequest) -> Agents:
+    agents: Agents = request.app.state.agents
+    return agents
+
+
+def _reading(
+    request: AnyRequest,
+    cache_control: CacheControl = None,
+    if_none_match: IfNoneMatch = None,
+    min_version: MinVersion = 0,
+) -> ReadCall:
+    return ReadCall(_caller(request), _agents(request), freshness(cache_control, min_version), if_none_match)
+
+
+def _posted(
+    request: AnyRequest,
+    if_match: IfMatch = None,
+    fencing_token: FencingToken = None,
+    idempotency_key: IdempotencyKey = None,
+) -> WriteCall:
+    return WriteCall(_caller(request), request, guard(if_match, fencing_token), idempotency_key)
+
+
+def _guarded(request: AnyRequest, if_match: IfMatch = None, fencing_token: FencingToken = None) -> WriteCall:
+    return WriteCall(_caller(request), request, guard(if_match, fencing_token), None)
+
+
+DEPENDENCIES = {
+    "caller": Provide(_caller, sync_to_thread=False),
+    "agents": Provide(_agents, sync_to_thread=False),
+    "posted": Provide(_posted, sync_to_thread=False),
+    "guarded": Provide(_guarded, sync_to_thread=False),
+    "reading": Provide(_reading, sync_to_thread=False),
+}
+"""What handlers may ask for: `reading` for a read of one agent, `posted` for POST (it may be idempotent), `guarded` for other writes."""

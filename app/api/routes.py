@@ -1,0 +1,59 @@
+"""The kinds of routes: which rights open them, how they decode, what they may refuse.
+
+Give one of these to each route decorator: `@get("/settings", **READ)`. `create_litestar` refuses a route under
+`/v1` that has none.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litestar.openapi import ResponseSpec
+
+from app.api import shapes
+from app.api.body import StrictJSON
+from app.api.problems import MEDIA_TYPE
+from models.tenant import Right
+
+_REFUSALS = {
+    400: "The request is not well formed.",
+    401: "A valid key is needed.",
+    403: "This key, host or origin may not do that.",
+    404: "Unknown, or another tenant's.",
+    409: "It contradicts what is there.",
+    410: "The agent's time is over.",
+    412: "The agent is at another version.",
+    413: "A size limit would be broken.",
+    422: "The Idempotency-Key was used for another request.",
+    428: "Send the fence as Fencing-Token.",
+    503: "The database does not answer in time.",
+}
+_OF_READS = (400, 401, 403, 404, 410, 503)
+
+
+def _refusals(*statuses: int) -> dict[int, ResponseSpec]:
+    return {
+        status: ResponseSpec(
+            data_container=shapes.Problem, generate_examples=False, description=_REFUSALS[status], media_type=MEDIA_TYPE
+        )
+        for status in statuses
+    }
+
+
+def _kind(*rights: Right, changes: bool) -> dict[str, Any]:
+    decoding = {"dto": StrictJSON, "return_dto": None} if changes else {}
+    responses = _refusals(*(_REFUSALS if changes else _OF_READS))
+    return {"opt": {"rights": frozenset(rights)}, "responses": responses, **decoding}
+
+
+READ = _kind(Right.READ, Right.RUNNER, changes=False)
+"""Shows agents."""
+
+DRIVE = _kind(Right.WRITE, Right.RUNNER, changes=True)
+"""Changes an agent: for its callers and its runner."""
+
+WRITE = _kind(Right.WRITE, changes=True)
+"""Makes, ends or hands over an agent."""
+
+PUBLIC: dict[str, Any] = {"responses": _refusals(400, 403, 503)}
+"""Needs no key and shows nothing of any tenant: liveness, metrics."""

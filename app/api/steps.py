@@ -1,0 +1,181 @@
+"""Routes of steps, HEAD, branches, revert and redo, results."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+from litestar import Controller, delete, get, post, put
+from litestar.params import Parameter
+
+from app.agents import Agents
+from app.api import shapes
+from app.api.agents import Limit
+from app.api.answers import Answer, no_content, page, reply
+from app.api.bodies import BranchBody, HeadBody, ResultBody, RevertBody, StepBatch, StepsBody
+from app.api.call import ReadCall, WriteCall
+from app.api.paging import DEFAULT_LIMIT, steps_cursor, steps_window
+from app.api.routes import DRIVE, READ
+from app.store import Committed
+from models.agent import AgentRecord, Step
+from models.commit import Reply
+from models.errors import NotFound
+from models.ids import ROOT, plain_name
+from models.listing import Window, page_of
+from models.results import Result, visible_results
+from models.tree import branch_names, diff, resolve
+
+
+def _appended(committed: Committed) -> Reply:
+    appended = committed.answer
+    body = {"steps": appended.steps, "head": appended.head, "version": appended.version}
+    return reply(body, appended.version, 200 if appended.repeated else 201)
+
+
+def _position(committed: Committed) -> Reply:
+    return reply(committed.answer, committed.record.version)
+
+
+def _gone(committed: Committed) -> Reply:
+    return no_content(committed.record.version)
+
+
+def _branches(record: AgentRecord) -> dict[str, Any]:
+    current = None if record.branch is None else plain_name(record.branch)
+    return {"branches": branch_names(record), "branch": current, "head": record.head, "version": record.version}
+
+
+def _window(record: AgentRecord, view: str, ref: str | None, turn: str | None, after: int) -> Window:
+    leaf = resolve(record, ref or "HEAD") if view == "path" or ref is not None else None
+    return Window(leaf, turn, after)
+
+
+def _step(record: AgentRecord, step: str) -> Step:
+    if step == ROOT:
+        raise NotFound("The root holds nothing.")
+    return record.step(record.require_step(step))
+
+
+def _keyed(key: str, result: Result) -> dict[str, Any]:
+    return {"key": key, "step_id": result.step_id, "result": result.result}
+
+
+def _result(record: AgentRecord, key: str) -> dict[str, Any]:
+    found = visible_results(record).get(key)
+    if found is None:
+        raise NotFound(f"No result of '{key[:64]}' is seen from HEAD.")
+    return _keyed(key, found)
+
+
+class StepRoutes(Controller):
+    """The tree of one agent."""
+
+    path = "/v1/agents/{agent_id:str}"
+    tags = ["steps"]
+
+    @post("/steps", **DRIVE, summary="Append one step, or several together")
+    async def append(
+        self, agent_id: str, data: StepsBody, posted: WriteCall, agents: Agents, advance_head: bool = True
+    ) -> Answer[shapes.Appended]:
+        given = data.steps if isinstance(data, StepBatch) else [data]
+        steps = [step.given() for step in given]
+        return await posted.answer(
+            lambda terms: agents.append(posted.caller, agent_id, steps, terms, advance_head=advance_head), _appended
+        )
+
+    @get("/steps", **READ, summary="Page through steps")
+    async def list(
+        self,
+        agent_id: str,
+        reading: ReadCall,
+        view: Literal["path", "all"] = "path",
+        ref: Annotated[str | None, Parameter(description="Step id or branch that the path ends at; HEAD.")] = None,
+        turn: str | None = None,
+        after_seq: Annotated[int, Parameter(ge=0, le=2**63 - 1)] = 0,
+        limit: Limit = DEFAULT_LIMIT,
+        cursor: str | None = None,
+    ) -> Answer[shapes.StepList]:
+        record = await reading.agent(agent_id)
+        window = _window(record, view, ref, turn, after_seq) if cursor is None else steps_window(cursor)
+        if window.leaf is not None:
+            record.require_step(window.leaf)
+        found = page_of(record, window, limit)
+        onward = None if found.next_after is None else steps_cursor(replace(window, after=found.next_after))
+        return page([record.step(step) for step in found.steps], onward)
+
+    @get("/steps/{step_id:str}", **READ, summary="Read a step")
+    async def read(self, agent_id: str, step_id: str, reading: ReadCall) -> Answer[shapes.Step]:
+        return await reading.answer(agent_id, lambda record: _step(record, step_id))
+
+    @put("/head", **DRIVE, summary="Check out a step or a branch")
+    async def checkout(
+        self, agent_id: str, data: HeadBody, guarded: WriteCall, agents: Agents
+    ) -> Answer[shapes.Position]:
+        return await guarded.answer(
+            lambda terms: agents.checkout(guarded.caller, agent_id, terms, step=data.step_id, branch=data.branch),
+            _position,
+        )
+
+    @get("/branches", **READ, summary="Read the branches")
+    async def branches(self, agent_id: str, reading: ReadCall) -> Answer[shapes.Branches]:
+        return await reading.answer(agent_id, lambda record: _branches(record))
+
+    @put("/branches/{name:str}", **DRIVE, summary="Point a branch at a step")
+    async def set_branch(
+        self, agent_id: str, name: str, data: BranchBody, guarded: WriteCall, agents: Agents
+    ) -> Answer[shapes.Branch]:
+        return await guarded.answer(
+            lambda terms: agents.set_branch(guarded.caller, agent_id, name, data.step_id, terms),
+            lambda done: reply(
+                {"name": name, "step_id": data.step_id, "version": done.record.version}, done.record.version
+            ),
+        )
+
+    @delete("/branches/{name:str}", **DRIVE, summary="Forget a branch; its steps stay")
+    async def delete_branch(self, agent_id: str, name: str, guarded: WriteCall, agents: Agents) -> Answer[None]:
+        return await guarded.answer(
+            lambda terms: agents.delete_branch(guarded.caller, agent_id, name, terms), _gone
+        )
+
+    @get("/diff", **READ, summary="How two places of the tree differ")
+    async def diff(
+        self,
+        agent_id: str,
+        reading: ReadCall,
+        start: Annotated[str, Parameter(query="from", description="Step id, branch or HEAD.")],
+        end: Annotated[str, Parameter(query="to", description="Step id, branch or HEAD.")] = "HEAD",
+    ) -> Answer[shapes.Difference]:
+        return await reading.answer(agent_id, lambda record: diff(record, start, end))
+
+    @post("/revert", **DRIVE, status_code=200, summary="Put HEAD before a turn")
+    async def revert(
+        self, agent_id: str, data: RevertBody, posted: WriteCall, agents: Agents
+    ) -> Answer[shapes.Position]:
+        return await posted.answer(
+            lambda terms: agents.revert(posted.caller, agent_id, data.turn_id, terms), _position
+        )
+
+    @post("/redo", **DRIVE, status_code=200, summary="Take the latest revert back")
+    async def redo(self, agent_id: str, posted: WriteCall, agents: Agents) -> Answer[shapes.Position]:
+        return await posted.answer(lambda terms: agents.redo(posted.caller, agent_id, terms), _position)
+
+    @post("/clear", **DRIVE, status_code=200, summary="Leave only the root")
+    async def clear(self, agent_id: str, posted: WriteCall, agents: Agents) -> Answer[shapes.Position]:
+        return await posted.answer(lambda terms: agents.clear(posted.caller, agent_id, terms), _position)
+
+    @put("/results/{key:str}", **DRIVE, summary="Keep a result at a step")
+    async def put_result(
+        self, agent_id: str, key: str, data: ResultBody, guarded: WriteCall, agents: Agents
+    ) -> Answer[shapes.Result]:
+        return await guarded.answer(
+            lambda terms: agents.put_result(guarded.caller, agent_id, key, data.step_id, data.result, terms),
+            lambda done: reply(_keyed(key, done.answer), done.record.version),
+        )
+
+    @get("/results", **READ, summary="Read the results seen from HEAD")
+    async def results(self, agent_id: str, reading: ReadCall) -> Answer[shapes.Results]:
+        return await reading.answer(agent_id, lambda record: {"results": visible_results(record)})
+
+    @get("/results/{key:str}", **READ, summary="Read the result of a key seen from HEAD")
+    async def result(self, agent_id: str, key: str, reading: ReadCall) -> Answer[shapes.Result]:
+        return await reading.answer(agent_id, lambda record: _result(record, key))
