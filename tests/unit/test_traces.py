@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from app import traces
 from app.traces import HISTORY, Snapshot, Trace, TraceError, read
+from models.step import StepInput
 
 Json = dict[str, Any]
 
@@ -172,6 +173,12 @@ class TestSweAgent:
             assert set(leaves(document)) <= set(leaves(trace.steps))
             owned = [step for step in trace.steps if "trajectory" in step.get("data", {})]
             assert all(step["source"] == HISTORY for step in owned)
+
+    @pytest.mark.parametrize("document", VINTAGES, ids=["text", "tools", "queries"])
+    def test_the_steps_are_what_an_append_takes(self, document: Json, tmp_path: Path) -> None:
+        """Each step passes the check of the service's own body, field by field."""
+        for step in only(tmp_path, document).steps:
+            assert StepInput.model_validate(step).given() == step
 
     def test_messages_become_steps_of_their_role(self, tmp_path: Path) -> None:
         """System, user, assistant and tool messages read as system, user, agent and tool steps, in order."""
@@ -360,7 +367,7 @@ class TestOpenAiMessages:
     @pytest.mark.parametrize(
         ("given", "taken"), [("2026-01-02T03:04:05Z", True), ("2026-01-02T03:04:05", False), (1767323045, False)]
     )
-    def test_a_full_instant_is_the_steps_time(self, given: object, taken: bool, tmp_path: Path) -> None:
+    def test_a_full_instant_is_the_steps_time(self, given: object, *, taken: bool, tmp_path: Path) -> None:
         """A time with its zone is the step's; whatever is less stays in the data only."""
         (step,) = only(tmp_path, [said("user", "Hi", created_at=given)]).steps
         assert ("created_at" in step) is taken
@@ -376,7 +383,7 @@ class TestOpenAiMessages:
 class TestHoldfastExports:
     """What Holdfast wrote itself."""
 
-    EXPORT = {"holdfast": 1, "id": "a1", "name": "Bob", "steps": []}
+    EXPORT: ClassVar[Json] = {"holdfast": 1, "id": "a1", "name": "Bob", "steps": []}
 
     @pytest.mark.parametrize("count", [1, 2])
     def test_exports_are_handed_on_untouched(self, count: int, tmp_path: Path) -> None:
@@ -492,6 +499,12 @@ class TestRefusals:
             read(path)
 
 
+FREE_FIELDS = (
+    *("content", "action", "tool_calls", "tool_call_id", "tool_call_ids", "function_call", "name"),
+    *("usage", "created_at", "is_demo"),
+)
+"""Fields that the reader looks at, with whatever in them."""
+
 scalars = (
     st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
 )
@@ -531,7 +544,9 @@ class TestAnyFile:
         """Nothing is lost, whatever fields there are and whether or not the two lists fit together."""
         document = {"history": history, "trajectory": trajectory, "info": info}
         if history or trajectory:
-            found = rebuilt(only(tmp_path_factory.getbasetemp(), document))
+            trace = only(tmp_path_factory.getbasetemp(), document)
+            assert all(StepInput.model_validate(step) for step in trace.steps)
+            found = rebuilt(trace)
             assert json.dumps(found, sort_keys=True) == json.dumps(document, sort_keys=True)
 
     @given(content=st.binary(max_size=64) | values.map(lambda value: json.dumps(value).encode()))
