@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any
 
+import bson
 from beanie import Document
 from pydantic import BaseModel, ConfigDict, Field
 from pymongo import IndexModel
@@ -83,12 +84,12 @@ class AgentRecord(BaseModel):
     last: JsonObject = Field(default_factory=dict, description="The newest commit's envelope.")
     ops: dict[str, str] = Field(default_factory=dict, description="version mod 64 -> op id of that commit")
 
-    size_bytes: int = Field(default=0, exclude=True, description="BSON bytes when it was read; not stored.")
+    size_bytes: int | None = Field(default=None, exclude=True, description="BSON bytes as it was read; not stored.")
 
     @classmethod
-    def of(cls, document: Mapping[str, Any], size_bytes: int = 0) -> AgentRecord:
+    def of(cls, document: Mapping[str, Any], size_bytes: int | None = None) -> AgentRecord:
         """The record of a stored document, taken as it is: only this program's own writes are read this way."""
-        return cls.model_construct(**document, id=document["_id"], size_bytes=size_bytes)
+        return cls.model_construct(**{"size_bytes": size_bytes, **document, "id": document["_id"]})
 
     @property
     def name_in_tenant(self) -> str:
@@ -106,10 +107,13 @@ class AgentRecord(BaseModel):
             raise NotFound(f"There is no agent '{self.name_in_tenant}'.")
 
     def document(self) -> dict[str, Any]:
-        """Every stored field by its stored name; fields without a value are left out."""
-        fields = (name for name in AgentRecord.model_fields if name not in ("id", "size_bytes"))
-        values = {name: getattr(self, name) for name in fields}
+        """Every stored field by its stored name; fields without a value are not stored."""
+        values = {name: getattr(self, name) for name in STORED}
         return {"_id": self.id, **{name: value for name, value in values.items() if value is not None}}
+
+    def stored_bytes(self) -> int:
+        """The BSON size of the document: as it was read, else counted."""
+        return len(bson.encode(self.document())) if self.size_bytes is None else self.size_bytes
 
     def changed(
         self,
@@ -127,7 +131,7 @@ class AgentRecord(BaseModel):
         """
         values = {**(fields or {}), "version": self.version + 1, "updated_at": stamp.now}
         maps = self._maps_with(put or {}, drop)
-        record = self.model_copy(update={**values, **maps})
+        record = self.model_copy(update={"size_bytes": None, **values, **maps})
         return Change(record, kinds, {**values, **(put or {})}, frozenset(drop), answer)
 
     def unchanged(self, answer: Any = None) -> Change:
@@ -166,6 +170,13 @@ class AgentRecord(BaseModel):
         return maps
 
 
+STORED = tuple(name for name in AgentRecord.model_fields if name not in ("id", "size_bytes"))
+"""Names of the stored fields beside `_id`."""
+
+_COMMITTED = ("version", "updated_at", "last", "ops")
+_OF_A_TOMBSTONE = ("tenant", "schema_version", "fence", "deleted_at", *_COMMITTED)
+
+
 def create(previous: AgentRecord, draft: AgentRecord, stamp: Stamp, *, step_version: int | None = None) -> Change:
     """A new agent in the place of nothing or of a tombstone, whose version and fence it continues.
 
@@ -176,22 +187,21 @@ def create(previous: AgentRecord, draft: AgentRecord, stamp: Stamp, *, step_vers
         raise Conflict(f"There is an agent '{previous.name_in_tenant}' already.")
     version = previous.version + 1
     steps = {step: {**body, "version": step_version or version} for step, body in draft.steps.items()}
-    fields = {"version": version, "fence": previous.fence, "created_at": stamp.now, "updated_at": stamp.now}
-    record = draft.model_copy(update={**fields, "steps": steps, "deleted_at": None})
-    sets = {name: value for name, value in record.document().items() if name not in ("_id", "last", "ops")}
-    return Change(record, ("created",), sets, frozenset({"deleted_at"}), answer=record)
+    times = {"created_at": stamp.now, "updated_at": stamp.now, "deleted_at": None}
+    kept = {"version": version, "fence": previous.fence, "last": previous.last, "ops": previous.ops}
+    record = draft.model_copy(update={**times, **kept, "steps": steps, "size_bytes": None})
+    sets = {name: getattr(record, name) for name in STORED if name not in ("last", "ops")}
+    return Change(record, ("created",), sets, answer=record)
 
 
 def delete(record: AgentRecord, stamp: Stamp) -> Change:
     """Leave a tombstone: the content goes, version and fence stay so that neither ever goes back."""
     version = record.version + 1
-    tombstone = AgentRecord(
-        id=record.id, tenant=record.tenant, version=version, fence=record.fence, deleted_at=stamp.now
-    )
-    kept = {"_id", "tenant", "schema_version", "version", "fence", "deleted_at", "updated_at", "last", "ops"}
-    drops = frozenset(name for name in AgentRecord.model_fields if name not in kept and name not in ("id", "size_bytes"))
-    sets = {"version": version, "deleted_at": stamp.now, "updated_at": stamp.now}
-    return Change(tombstone, ("deleted",), sets, drops)
+    kept = {name: getattr(record, name) for name in _OF_A_TOMBSTONE}
+    times = {"deleted_at": stamp.now, "updated_at": stamp.now}
+    tombstone = AgentRecord(**{**kept, **times, "id": record.id, "version": version})
+    drops = frozenset(STORED) - set(_OF_A_TOMBSTONE)
+    return Change(tombstone, ("deleted",), {**times, "version": version}, drops)
 
 
 class Agent(AgentRecord, Document):

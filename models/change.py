@@ -83,7 +83,10 @@ def unique(items: Iterable[str]) -> list[str]:
 
 
 def _assign(sets: dict[str, Any], drops: set[str], path: str, value: Any) -> None:
-    """Assign one path; a path below one that is assigned as a whole already goes into that value."""
+    """Assign one path; a path below one that is assigned as a whole already goes into that value.
+
+    A field of the agent that becomes None is not stored at all, so that a document always reads like its record.
+    """
     parts = path.split(".")
     for cut in range(1, len(parts)):
         whole = ".".join(parts[:cut])
@@ -92,7 +95,10 @@ def _assign(sets: dict[str, Any], drops: set[str], path: str, value: Any) -> Non
             return
     _forget(sets, path)
     drops.discard(path)
-    sets[path] = value
+    if value is None and len(parts) == 1:
+        drops.add(path)
+    else:
+        sets[path] = value
 
 
 def _placed(holder: Mapping[str, Any], parts: Sequence[str], value: Any) -> dict[str, Any]:
