@@ -97,8 +97,8 @@ class Agents:
         self, scope: Scope, spec: Mapping[str, Any], terms: Terms, *, steps: Sequence[Mapping[str, Any]] = ()
     ) -> Committed:
         """A new agent from the fields of the contract, with steps in one commit. Raises Conflict, Forbidden."""
-        agent = spec["id"] if spec.get("id") is not None else self._clock.new_id()
-        key = scope.agent_key(check_id(agent))
+        agent = self._id_for(spec.get("id"))
+        key = scope.agent_key(agent)
         fields = {name: value for name, value in spec.items() if name not in _HANDLED}
         draft = AgentRecord(
             id=key,
@@ -115,8 +115,8 @@ class Agents:
 
     async def take_in(self, scope: Scope, snapshot: Snapshot, terms: Terms) -> Committed:
         """A new agent from an export, under its id or a new one. Raises Conflict, Forbidden, InvalidRequest."""
-        agent = snapshot.id if snapshot.id is not None else self._clock.new_id()
-        draft = draft_of(snapshot, scope.agent_key(check_id(agent)), scope.tenant)
+        agent = self._id_for(snapshot.id)
+        draft = draft_of(snapshot, scope.agent_key(agent), scope.tenant)
         for step, body in draft.steps.items():
             self._require_fitting({"id": step, **body})
         owned = draft.model_copy(update={"owner": _owner_for(scope, draft.owner)})
@@ -127,8 +127,10 @@ class Agents:
         source = await self._store.load(scope, agent, strong=True)
         new = self._clock.new_id()
 
+        guard = _guard(scope, terms)
+
         def move(previous: AgentRecord, stamp: Stamp) -> Change:
-            terms.guard.check(source)
+            guard.check(source)
             draft = tree.fork(source, scope.agent_key(new), at, name)
             return create(previous, draft, stamp, step_version=1)
 
@@ -209,8 +211,7 @@ class Agents:
         return await self._commit(scope, agent, tree.clear, terms)
 
     async def _commit(self, scope: Scope, agent: str, move: Move, terms: Terms) -> Committed:
-        guard = replace(terms.guard, fence_required=scope.fence_required)
-        return await self._store.commit(scope, agent, move, guard=guard, once=terms.once)
+        return await self._store.commit(scope, agent, move, guard=_guard(scope, terms), once=terms.once)
 
     async def _create(
         self, scope: Scope, agent: str, draft: AgentRecord, terms: Terms, *, drafts: Sequence[tree.Draft] = ()
@@ -221,8 +222,13 @@ class Agents:
 
         return await self._store.commit(scope, agent, move, once=terms.once, creates=True)
 
+    def _id_for(self, chosen: str | None) -> str:
+        if chosen in RESERVED:
+            raise InvalidRequest(f"'{chosen}' names a path of the API: choose another id.")
+        return self._clock.new_id() if chosen is None else check_id(chosen)
+
     def _draft(self, step: Mapping[str, Any]) -> tree.Draft:
-        given = {name: value for name, value in step.items() if name != "id" and (value is not None or name in _NULLABLE)}
+        given = {name: value for name, value in step.items() if name != "id"}
         chosen = step.get("id")
         draft = tree.Draft(self._clock.new_id() if chosen is None else check_id(chosen), given, chosen is not None)
         self._require_fitting({"id": draft.id, **given})
@@ -246,8 +252,14 @@ class Agents:
         return {**delegate, "token": self._vault.seal(token, key)}
 
 
+RESERVED = frozenset({"import"})
+"""Ids that would hide a route of their own."""
+
 _HANDLED = frozenset({"id", "owner", "settings", "delegate", "workspace"})
-_NULLABLE = frozenset({"workspace"})
+
+
+def _guard(scope: Scope, terms: Terms) -> Guard:
+    return replace(terms.guard, fence_required=scope.fence_required)
 
 
 def _owner_for(scope: Scope, owner: str | None) -> str | None:

@@ -354,19 +354,23 @@ class Store:
 
     async def _work(self, lane: _Lane) -> None:
         """Serve a lane until it is empty."""
-        batch: list[_Request] = []
         try:
             while batch := lane.take(self._settings.fold_limit):
-                await self._serve(lane, batch)
-        except Exception as error:
-            failure = error if isinstance(error, HoldfastError) else _failed(lane, error)
-            self._remember(lane, None)
-            for request in (*batch, *lane.waiting):
-                request.resolve(failure)
-            lane.waiting.clear()
+                try:
+                    await self._serve(lane, batch)
+                except Exception as error:
+                    self._fail(lane, batch, error)
         finally:
             lane.worker = None
             self._forget_oldest()
+
+    def _fail(self, lane: _Lane, batch: Sequence[_Request], error: Exception) -> None:
+        self._remember(lane, None)
+        if not isinstance(error, HoldfastError):
+            _log.error("lane failed", agent=lane.key, exc_info=error)
+            error = Unavailable("The service failed to carry this out; the outcome is not known.", written=None)
+        for request in batch:
+            request.resolve(error)
 
     async def _serve(self, lane: _Lane, batch: list[_Request]) -> None:
         """Bring every request of the batch to its end."""
@@ -441,6 +445,8 @@ class Store:
             await self._refresh(lane, strong=True)
             if lane.basis is None:
                 await backoff.pause()
+        if lane.basis.version >= trial.record.version + OP_SLOTS:
+            raise Unavailable("So much was written since that the outcome can't be told: read the agent.", written=None)
         return Outcome.APPLIED if trial.bears(lane.basis, op) else Outcome.MISSED
 
     async def _write_once(self, lane: _Lane, trial: _Trial, once: Once, op: str) -> Outcome:
@@ -450,6 +456,7 @@ class Store:
         runs anew, and of two transactions with the same record at most one can commit.
         """
         self._remember(lane, None)
+        write = trial.write(op) if trial.changes else None
         record = self._once_record(trial, once, op)
         try:
             with pymongo.timeout(self._settings.attempt_seconds):
@@ -459,7 +466,7 @@ class Store:
                         {"_id": once.id, "expires_at": {"$lte": trial.stamp.now}}, session=session
                     )
                     await self._mongo.idempotency.insert_one(record, session=session)
-                    if trial.changes and not await self._matches_in(session, trial.write(op)):
+                    if write is not None and not await self._matches_in(session, write):
                         await session.abort_transaction()
                         return Outcome.MISSED
         except PyMongoError as error:
@@ -538,12 +545,15 @@ class Store:
 
     def _forget_oldest(self) -> None:
         """Let go of idle lanes, the least used first, until what is remembered fits its bytes."""
-        for key, lane in list(self._lanes.items()):
+        for _ in range(len(self._lanes)):
             if self._basis_bytes <= self._settings.basis_bytes and len(self._lanes) <= _LANES:
                 break
+            key, lane = next(iter(self._lanes.items()))
             if lane.worker is None and not lane.waiting:
                 self._remember(lane, None)
                 del self._lanes[key]
+            else:
+                self._lanes.move_to_end(key)
         self._metrics.lanes.set(len(self._lanes))
 
     def _count(self, trial: _Trial) -> None:
@@ -555,13 +565,6 @@ class Store:
         for change in trial.changes:
             for kind in change.kinds:
                 self._metrics.commits.labels(kind).inc()
-
-
-def _failed(lane: _Lane, error: Exception) -> Unavailable:
-    _log.exception("lane failed", agent=lane.key)
-    failure = Unavailable("The service failed to carry this out; the outcome is not known.", written=None)
-    failure.__cause__ = error
-    return failure
 
 
 class _Backoff:

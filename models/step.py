@@ -39,6 +39,10 @@ class Body(BaseModel):
         return self.model_dump(exclude_unset=True)
 
 
+ABSENT: Any = None
+"""Default of a field that may be left out but, when it is sent, must have its type: null is not "left out"."""
+
+
 class ToolCall(Body):
     """A tool that the agent asks for."""
 
@@ -58,25 +62,23 @@ class ToolResult(Body):
 class StepInput(Body):
     """A step to append. What is given is kept exactly, what is left out stays out; only `role` is needed."""
 
-    id: Id | None = None
-    parent_id: Annotated[str, Field(pattern=ID_PATTERN)] | None = Field(
-        default=None, description="The step to hang from, or `root`; HEAD when left out."
-    )
-    turn_id: Id | None = None
-    index: Annotated[int, Field(ge=0)] | None = Field(default=None, description="Place in the turn, from 0.")
+    id: Id = ABSENT
+    parent_id: Annotated[str, Field(pattern=ID_PATTERN, description="A step or `root`; HEAD when left out.")] = ABSENT
+    turn_id: Id = ABSENT
+    index: Annotated[int, Field(ge=0, description="Place in the turn, from 0.")] = ABSENT
     role: Role
-    content: str | None = None
-    tool_calls: list[ToolCall] | None = None
-    tool_results: list[ToolResult] | None = None
-    usage: dict[str, Any] | None = None
-    input_messages: list[Any] | None = None
-    source: str | None = None
-    workspace: Any = None
-    refs: list[Any] | None = None
-    begin: bool | None = None
-    end: bool | None = None
-    data: dict[str, Any] | None = None
-    created_at: Instant | None = None
+    content: str = ABSENT
+    tool_calls: list[ToolCall] = ABSENT
+    tool_results: list[ToolResult] = ABSENT
+    usage: dict[str, Any] = ABSENT
+    input_messages: list[Any] = ABSENT
+    source: str = ABSENT
+    workspace: Any = ABSENT
+    refs: list[Any] = ABSENT
+    begin: bool = ABSENT
+    end: bool = ABSENT
+    data: dict[str, Any] = ABSENT
+    created_at: Instant = ABSENT
 
 
 class SnapshotStep(StepInput):
