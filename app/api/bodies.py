@@ -63,13 +63,13 @@ class StepBatch(Body):
     steps: Annotated[list[StepInput], Field(min_length=1)]
 
 
-def _one_or_batch(value: Any) -> str:
+def _step_or_batch(value: Any) -> str:
     many = "steps" in value if isinstance(value, dict) else isinstance(value, StepBatch)
-    return "batch" if many else "one"
+    return "batch" if many else "step"
 
 
 StepsBody = Annotated[
-    Annotated[StepInput, Tag("one")] | Annotated[StepBatch, Tag("batch")], Discriminator(_one_or_batch)
+    Annotated[StepInput, Tag("step")] | Annotated[StepBatch, Tag("batch")], Discriminator(_step_or_batch)
 ]
 
 
