@@ -40,6 +40,9 @@ STEP_DEPTH = MAX_DEPTH - 2
 INPUT_DEPTH = STEP_DEPTH - 3
 """What is left for a tool call's input inside its step."""
 
+EXACT_PAIRS = 1_000_000
+"""Entries times messages up to which matching them spares no time."""
+
 ACCEPTED = (
     "accepted are SWE-agent trajectories, OpenAI-style messages (JSON or JSON Lines) and Holdfast exports, "
     f"in UTF-8, up to {MAX_BYTES // 1024**2} MiB and {MAX_DEPTH} levels deep"
@@ -578,7 +581,9 @@ def _aligned(
     if not keys or not left or not right:
         return
     (left_keys, right_keys), *finer = keys
-    matcher = SequenceMatcher(None, [left_keys[a] for a in left], [right_keys[b] for b in right])
+    # Setting frequent keys aside keeps huge gaps from taking quadratic time, and matches less.
+    hasty = len(left) * len(right) > EXACT_PAIRS
+    matcher = SequenceMatcher(None, [left_keys[a] for a in left], [right_keys[b] for b in right], autojunk=hasty)
     from_left = from_right = 0
     for a, b, size in matcher.get_matching_blocks():
         yield from _aligned(left[from_left:a], right[from_right:b], finer)

@@ -247,6 +247,14 @@ class TestSweAgent:
         steps = only(tmp_path, document).steps
         assert [step["data"]["trajectory"]["state"] for step in steps] == ["0", "1", "2", "3"]
 
+    def test_a_long_run_of_few_words_is_matched_around_a_gap(self, tmp_path: Path) -> None:
+        """One failed attempt at the start of hundreds of like turns costs that one entry its message, and no other."""
+        history = [said("assistant", "", action=f"try {at % 3}") for at in range(400)]
+        attempts = [entry("tyr 0", "", ""), *(entry(message["action"], "", "") for message in history)]
+        steps = only(tmp_path, {"history": history, "trajectory": attempts}).steps
+        assert [step["source"] == HISTORY for step in steps] == [False, *[True] * 400]
+        assert all("trajectory" in step["data"] for step in steps)
+
     def test_a_response_or_an_action_alone_is_enough_to_match(self, tmp_path: Path) -> None:
         """A message that lost its action, or whose text was changed, still gets its entry."""
         document = {
