@@ -1,0 +1,58 @@
+"""`python -m scripts.bench`: run the benchmarks, print the table."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated
+
+import orjson
+import typer
+import uvloop
+from rich.console import Console
+
+from app.telemetry import configure_logging
+from scripts.bench import append_http, append_many, oplog_bytes, read_500
+from scripts.bench.lab import Lab, laboratory
+from scripts.bench.report import Finding, as_json, show, surroundings
+from scripts.bench.scale import FULL, QUICK, Scale
+
+Benchmark = Callable[[Lab, Scale], Awaitable[Finding]]
+
+_BENCHMARKS: dict[str, Benchmark] = {
+    bench.NAME: bench.run for bench in (append_http, append_many, oplog_bytes, read_500)
+}
+_WIDTH = 150
+
+
+def main(
+    only: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(_BENCHMARKS)}; may be repeated.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A glance: that everything runs, not what it costs.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Also write all figures to this file.")] = None,
+    uri: Annotated[str | None, typer.Option(help="Measure on this replica set, not on an embedded one.")] = None,
+) -> None:
+    """Measure appends, reads and the oplog beside the bare driver, in turns. Nothing is left behind."""
+    chosen = only or list(_BENCHMARKS)
+    if unknown := set(chosen) - _BENCHMARKS.keys():
+        raise typer.BadParameter(f"unknown: {', '.join(sorted(unknown))}", param_hint="--only")
+    configure_logging("warning", "console")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_measure(chosen, QUICK if quick else FULL, uri, json))
+
+
+async def _measure(chosen: list[str], scale: Scale, uri: str | None, json: Path | None) -> None:
+    progress = Console(stderr=True)
+    findings = []
+    async with laboratory(uri) as lab:
+        for name in chosen:
+            progress.print(f"measuring {name} …")
+            findings.append(await _BENCHMARKS[name](lab, scale))
+    around = surroundings(lab.server)
+    show(findings, around, Console(width=_WIDTH))
+    if json is not None:
+        json.write_bytes(orjson.dumps(as_json(findings, around), option=orjson.OPT_INDENT_2))
+
+
+if __name__ == "__main__":
+    typer.run(main)

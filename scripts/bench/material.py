@@ -1,0 +1,35 @@
+"""What is appended and read: steps of 1 KB of JSON, and agents that have some already."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from app.agents import Agents, Terms
+from models.agent import AgentRecord
+from models.tenant import ANONYMOUS
+
+_PROSE = (
+    "The build fails in the second stage: the lock file names a wheel that the index no longer has. I will pin the "
+    "version that was there yesterday, run the tests of the module that imports it, and look at the trace again. "
+)
+_BATCH = 100
+
+GIVEN: dict[str, Any] = {
+    "role": "agent",
+    "content": (_PROSE * 4)[:670],
+    "tool_calls": [{"id": "call_1", "name": "shell", "input": {"command": "make test", "timeout_seconds": 60}}],
+    "usage": {"input_tokens": 5120, "output_tokens": 214, "cost_usd": 0.0187},
+    "source": "bench",
+    "data": {"attempt": 1, "note": _PROSE[:110]},
+}
+"""A step as a caller sends it: 1 024 bytes of JSON."""
+
+
+async def make_agent(agents: Agents, steps: int) -> AgentRecord:
+    """A new agent with that many steps, made through the front door."""
+    made = await agents.create(ANONYMOUS, {"name": "bench"}, Terms(), steps=[GIVEN] * min(steps, _BATCH))
+    agent = made.record.name_in_tenant
+    for done in range(_BATCH, steps, _BATCH):
+        batch = [GIVEN] * min(_BATCH, steps - done)
+        made = await agents.append(ANONYMOUS, agent, batch, Terms(), advance_head=True)
+    return made.record
