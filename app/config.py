@@ -55,7 +55,7 @@ class Settings(BaseSettings):
     shutdown_seconds: float = Field(default=10.0, gt=0)
     fold_limit: int = Field(default=32, ge=1, le=64, description="Requests of one agent in one update; 1: no folding.")
     bulk_limit: int = Field(default=64, ge=1, le=1000, description="Agents in one bulk write; 1: no sharing.")
-    flights: int = Field(default=4, ge=1, le=64, description="Bulk writes under way at once.")
+    flights: int = Field(default=2, ge=1, le=64, description="Bulk writes under way at once.")
     basis_bytes: int = Field(default=64 * MIB, ge=0, description="Agents remembered to write from, in BSON bytes.")
 
     @field_validator("allowed_hosts", "allowed_origins", "secret_keys", mode="before")

@@ -252,6 +252,8 @@ class Store:
         self._lanes: OrderedDict[str, _Lane] = OrderedDict()
         self._basis_bytes = 0
         self._running_once: set[str] = set()
+        metrics.show("lanes", "Agents with a write queue in memory.", lambda: len(self._lanes))
+        metrics.show("basis_bytes", "BSON bytes of agents remembered to write from.", lambda: self._basis_bytes)
 
     async def load(self, scope: Scope, agent: str, *, strong: bool = False, min_version: int = 0) -> AgentRecord:
         """The agent, at least as new as `min_version`; with `strong` not older than this call (linearizable).
@@ -339,7 +341,6 @@ class Store:
         lane.waiting.append(request)
         if lane.worker is None:
             lane.worker = asyncio.create_task(self._work(lane))
-        self._metrics.lanes.set(len(self._lanes))
 
     def _too_late(self, request: _Request) -> Unavailable:
         request.given_up = True
@@ -541,7 +542,6 @@ class Store:
     def _remember(self, lane: _Lane, basis: AgentRecord | None, bound: int = 0) -> None:
         self._basis_bytes += bound - lane.bound
         lane.basis, lane.bound = basis, bound
-        self._metrics.basis_bytes.set(self._basis_bytes)
 
     def _forget_oldest(self) -> None:
         """Let go of idle lanes, the least used first, until what is remembered fits its bytes."""
@@ -554,7 +554,6 @@ class Store:
                 del self._lanes[key]
             else:
                 self._lanes.move_to_end(key)
-        self._metrics.lanes.set(len(self._lanes))
 
     def _count(self, trial: _Trial) -> None:
         if not trial.changes:
@@ -563,8 +562,7 @@ class Store:
         self._metrics.update_bytes.observe(trial.bytes)
         self._metrics.folded.inc(len(trial.changes) - 1)
         for change in trial.changes:
-            for kind in change.kinds:
-                self._metrics.commits.labels(kind).inc()
+            self._metrics.commits.labels("+".join(change.kinds)).inc()
 
 
 class _Backoff:

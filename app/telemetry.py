@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -40,10 +41,10 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
-        self.lanes = Gauge("holdfast_lanes", "Agents with a write queue in memory.", registry=self.registry)
-        self.basis_bytes = Gauge(
-            "holdfast_basis_bytes", "BSON bytes of agents remembered to write from.", registry=self.registry
-        )
+
+    def show(self, name: str, text: str, value: Callable[[], float]) -> None:
+        """A gauge that asks for its value when it is read."""
+        Gauge(f"holdfast_{name}", text, registry=self.registry).set_function(value)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"holdfast_{name}", text, labels, registry=self.registry)

@@ -51,16 +51,20 @@ class Assignments:
 
 
 def fold(changes: Sequence[Change]) -> Assignments:
-    """The assignments of all changes, applied in order, as one update's worth."""
-    sets: dict[str, Any] = {}
-    drops: set[str] = set()
+    """The assignments of all changes, applied in order, as one update's worth.
+
+    A field of the agent that becomes None is dropped, so that a document always reads like its record.
+    """
+    fields: dict[str, Any] = {}
+    inside: dict[str, dict[str, Any]] = {}
     for change in changes:
         for path in change.drops:
-            _forget(sets, path)
-            drops.add(path)
+            _assign(fields, inside, path, _DROPPED)
         for path, value in change.sets.items():
-            _assign(sets, drops, path, value)
-    return Assignments(sets, frozenset(drops))
+            _assign(fields, inside, path, _DROPPED if value is None and "." not in path else value)
+    assigned = {**fields, **{path: value for paths in inside.values() for path, value in paths.items()}}
+    sets = {path: value for path, value in assigned.items() if value is not _DROPPED}
+    return Assignments(sets, frozenset(assigned.keys() - sets.keys()))
 
 
 def envelope(before: int, changes: Sequence[Change], stamp: Stamp) -> dict[str, Any]:
@@ -82,30 +86,26 @@ def unique(items: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(items))
 
 
-def _assign(sets: dict[str, Any], drops: set[str], path: str, value: Any) -> None:
-    """Assign one path; a path below one that is assigned as a whole already goes into that value.
+_DROPPED: Any = object()
 
-    A field of the agent that becomes None is not stored at all, so that a document always reads like its record.
+
+def _assign(fields: dict[str, Any], inside: dict[str, dict[str, Any]], path: str, value: Any) -> None:
+    """Assign a field, which overrides all inside it, or a path inside one, which goes into a field assigned before.
+
+    Paths inside one field are equally deep, so no two of them touch.
     """
-    parts = path.split(".")
-    for cut in range(1, len(parts)):
-        whole = ".".join(parts[:cut])
-        if whole in sets:
-            sets[whole] = _placed(sets[whole], parts[cut:], value)
-            return
-    _forget(sets, path)
-    drops.discard(path)
-    if value is None and len(parts) == 1:
-        drops.add(path)
+    name, dot, rest = path.partition(".")
+    if not dot:
+        inside.pop(name, None)
+        fields[name] = value
+    elif name in fields:
+        fields[name] = _placed(fields[name], rest.split("."), value)
     else:
-        sets[path] = value
+        inside.setdefault(name, {})[path] = value
 
 
 def _placed(holder: Mapping[str, Any], parts: Sequence[str], value: Any) -> dict[str, Any]:
-    inner = value if len(parts) == 1 else _placed(holder.get(parts[0], {}), parts[1:], value)
-    return {**holder, parts[0]: inner}
-
-
-def _forget(sets: dict[str, Any], path: str) -> None:
-    for known in [known for known in sets if known == path or known.startswith(f"{path}.")]:
-        del sets[known]
+    """The map with the value put in its place, or taken out."""
+    key, *deeper = parts
+    placed = {**holder, key: _placed(holder.get(key, {}), deeper, value) if deeper else value}
+    return {key: value for key, value in placed.items() if value is not _DROPPED}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from litestar import Controller, delete, get, patch, post, put
-from litestar.params import Parameter
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from app.agents import AgentQuery, Agents
 from app.api import shapes, views
@@ -24,8 +25,8 @@ from models.results import workspace_at
 from models.snapshot import Snapshot, snapshot_of
 from models.tenant import Scope
 
-Limit = Annotated[int, Parameter(ge=1, le=MAX_LIMIT)]
-StepsLimit = Annotated[int, Parameter(ge=0, le=10_000, description="The newest ones, when there are more.")]
+Limit = Annotated[int, QueryParameter(ge=1, le=MAX_LIMIT)]
+StepsLimit = Annotated[int, QueryParameter(ge=0, le=10_000, description="The newest ones, when there are more.")]
 Status = Literal["pending", "running", "stopped", "failed"]
 
 
@@ -61,22 +62,22 @@ class AgentRoutes(Controller):
     tags = ["agents"]
 
     @post(**WRITE, summary="Create an agent")
-    async def create(self, data: CreateBody, posted: WriteCall, agents: Agents) -> Answer[shapes.Agent]:
+    async def create(self, data: JSONBody[CreateBody], posted: NamedDependency[WriteCall], agents: NamedDependency[Agents]) -> Answer[shapes.Agent]:
         return await posted.answer(lambda terms: agents.create(posted.caller, data.given(), terms), _created)
 
     @get(**READ, summary="List agents, without steps and workspace")
     async def list(
         self,
-        caller: Scope,
-        agents: Agents,
-        in_state: Annotated[State | None, Parameter(query="state")] = None,
-        status: Status | None = None,
-        pool: str | None = None,
-        runner: str | None = None,
-        label: Annotated[str | None, Parameter(description="key:value")] = None,
-        archived: bool = False,
+        caller: NamedDependency[Scope],
+        agents: NamedDependency[Agents],
+        in_state: Annotated[State | None, QueryParameter(name="state")] = None,
+        status: FromQuery[Status | None] = None,
+        pool: FromQuery[str | None] = None,
+        runner: FromQuery[str | None] = None,
+        label: Annotated[str | None, QueryParameter(description="key:value")] = None,
+        archived: FromQuery[bool] = False,
         limit: Limit = DEFAULT_LIMIT,
-        cursor: str | None = None,
+        cursor: FromQuery[str | None] = None,
     ) -> Answer[shapes.AgentList]:
         if label is not None and ":" not in label:
             raise InvalidRequest("label takes key:value.")
@@ -89,41 +90,41 @@ class AgentRoutes(Controller):
     @get("/{agent_id:str}", **READ, summary="Read an agent with its steps")
     async def read(
         self,
-        agent_id: str,
-        reading: ReadCall,
-        steps: views.StepsView = "path",
+        agent_id: FromPath[str],
+        reading: NamedDependency[ReadCall],
+        steps: FromQuery[views.StepsView] = "path",
         steps_limit: StepsLimit = views.STEPS_LIMIT,
     ) -> Answer[shapes.Agent]:
         return await reading.answer(agent_id, lambda record: views.agent(record, steps, steps_limit))
 
     @patch("/{agent_id:str}", **DRIVE, summary="Merge name, model, labels, placement, lifetimes")
     async def change(
-        self, agent_id: str, data: PatchBody, guarded: WriteCall, agents: Agents
+        self, agent_id: FromPath[str], data: JSONBody[PatchBody], guarded: NamedDependency[WriteCall], agents: NamedDependency[Agents]
     ) -> Answer[shapes.Agent]:
         changes = data.given()
         return await guarded.answer(lambda terms: agents.patch(guarded.caller, agent_id, changes, terms), _whole)
 
     @delete("/{agent_id:str}", **WRITE, summary="Delete an agent")
-    async def remove(self, agent_id: str, guarded: WriteCall, agents: Agents) -> Answer[None]:
+    async def remove(self, agent_id: FromPath[str], guarded: NamedDependency[WriteCall], agents: NamedDependency[Agents]) -> Answer[None]:
         return await guarded.answer(lambda terms: agents.delete(guarded.caller, agent_id, terms), _gone)
 
     @get("/{agent_id:str}/settings", **READ, summary="Read the settings")
-    async def settings(self, agent_id: str, reading: ReadCall) -> Answer[dict[str, Any]]:
+    async def settings(self, agent_id: FromPath[str], reading: NamedDependency[ReadCall]) -> Answer[dict[str, Any]]:
         return await reading.answer(agent_id, lambda record: record.settings)
 
     @patch("/{agent_id:str}/settings", **DRIVE, summary="Merge settings (RFC 7396)")
     async def patch_settings(
-        self, agent_id: str, data: dict[str, Any], guarded: WriteCall, agents: Agents
+        self, agent_id: FromPath[str], data: JSONBody[dict[str, Any]], guarded: NamedDependency[WriteCall], agents: NamedDependency[Agents]
     ) -> Answer[dict[str, Any]]:
         return await guarded.answer(lambda terms: agents.patch_settings(guarded.caller, agent_id, data, terms), _bare)
 
     @get("/{agent_id:str}/delegate", **READ, summary="Read on whose behalf the agent acts; the token is masked")
-    async def delegate(self, agent_id: str, reading: ReadCall) -> Answer[dict[str, Any]]:
+    async def delegate(self, agent_id: FromPath[str], reading: NamedDependency[ReadCall]) -> Answer[dict[str, Any]]:
         return await reading.answer(agent_id, _shown_delegate)
 
     @put("/{agent_id:str}/delegate", **WRITE, summary="Set on whose behalf the agent acts")
     async def set_delegate(
-        self, agent_id: str, data: DelegateBody, guarded: WriteCall, agents: Agents
+        self, agent_id: FromPath[str], data: JSONBody[DelegateBody], guarded: NamedDependency[WriteCall], agents: NamedDependency[Agents]
     ) -> Answer[dict[str, Any]]:
         delegate = data.given()
         return await guarded.answer(
@@ -132,28 +133,28 @@ class AgentRoutes(Controller):
         )
 
     @delete("/{agent_id:str}/delegate", **WRITE, summary="Forget the delegate")
-    async def delete_delegate(self, agent_id: str, guarded: WriteCall, agents: Agents) -> Answer[None]:
+    async def delete_delegate(self, agent_id: FromPath[str], guarded: NamedDependency[WriteCall], agents: NamedDependency[Agents]) -> Answer[None]:
         return await guarded.answer(lambda terms: agents.set_delegate(guarded.caller, agent_id, None, terms), _gone)
 
     @get("/{agent_id:str}/workspace", **READ, summary="Read the workspace seen from HEAD")
-    async def workspace(self, agent_id: str, reading: ReadCall) -> Answer[Any]:
+    async def workspace(self, agent_id: FromPath[str], reading: NamedDependency[ReadCall]) -> Answer[Any]:
         return await reading.answer(agent_id, lambda record: workspace_at(record, record.path()))
 
     @put("/{agent_id:str}/workspace", **DRIVE, summary="Bind a workspace to HEAD")
-    async def put_workspace(self, agent_id: str, data: Any, guarded: WriteCall, agents: Agents) -> Answer[Any]:
+    async def put_workspace(self, agent_id: FromPath[str], data: JSONBody[Any], guarded: NamedDependency[WriteCall], agents: NamedDependency[Agents]) -> Answer[Any]:
         return await guarded.answer(lambda terms: agents.put_workspace(guarded.caller, agent_id, data, terms), _bare)
 
     @get("/{agent_id:str}/export", **READ, summary="Export the agent as one JSON snapshot")
-    async def export(self, agent_id: str, reading: ReadCall) -> Answer[Snapshot]:
+    async def export(self, agent_id: FromPath[str], reading: NamedDependency[ReadCall]) -> Answer[Snapshot]:
         return await reading.answer(agent_id, snapshot_of)
 
     @post("/import", **WRITE, summary="Make an agent from a snapshot")
-    async def take_in(self, data: Snapshot, posted: WriteCall, agents: Agents) -> Answer[shapes.Agent]:
+    async def take_in(self, data: JSONBody[Snapshot], posted: NamedDependency[WriteCall], agents: NamedDependency[Agents]) -> Answer[shapes.Agent]:
         return await posted.answer(lambda terms: agents.take_in(posted.caller, data, terms), _created)
 
     @post("/{agent_id:str}/fork", **WRITE, summary="Make a new agent that shares the path")
     async def fork(
-        self, agent_id: str, posted: WriteCall, agents: Agents, data: ForkBody | None = None
+        self, agent_id: FromPath[str], posted: NamedDependency[WriteCall], agents: NamedDependency[Agents], data: JSONBody[ForkBody | None] = None
     ) -> Answer[shapes.Agent]:
         body = data or ForkBody()
         return await posted.answer(

@@ -7,7 +7,7 @@ import re
 from typing import Annotated, Any
 
 from litestar import Request
-from litestar.params import Parameter
+from litestar.params import HeaderParameter, QueryParameter
 
 from app.agents import Freshness
 from models.commit import Guard
@@ -19,23 +19,23 @@ _INTEGER = re.compile(r"\A\d{1,18}\Z")
 _IDEMPOTENCY_KEY = re.compile(r"\A[\x21-\x7e]{1,255}\Z")
 
 IfMatch = Annotated[
-    str | None, Parameter(header="If-Match", required=False, description='Version that the agent must be at: "7".')
+    str | None, HeaderParameter(name="If-Match", required=False, description='Version that the agent must be at: "7".')
 ]
 FencingToken = Annotated[
-    str | None, Parameter(header="Fencing-Token", required=False, description="Fence that the agent must have.")
+    str | None, HeaderParameter(name="Fencing-Token", required=False, description="Fence that the agent must have.")
 ]
 IdempotencyKey = Annotated[
     str | None,
-    Parameter(header="Idempotency-Key", required=False, description="Same key, path and body: the same answer, once."),
+    HeaderParameter(name="Idempotency-Key", required=False, description="Same key, path and body: the same answer, once."),
 ]
 IfNoneMatch = Annotated[
-    str | None, Parameter(header="If-None-Match", required=False, description="Answer 304 at this version.")
+    str | None, HeaderParameter(name="If-None-Match", required=False, description="Answer 304 at this version.")
 ]
 CacheControl = Annotated[
-    str | None, Parameter(header="Cache-Control", required=False, description="`no-cache`: a linearizable read.")
+    str | None, HeaderParameter(name="Cache-Control", required=False, description="`no-cache`: a linearizable read.")
 ]
 MinVersion = Annotated[
-    int, Parameter(query="min_version", ge=0, le=2**63 - 1, description="Wait up to 2 s for this version.")
+    int, QueryParameter(name="min_version", ge=0, le=2**63 - 1, description="Wait up to 2 s for this version.")
 ]
 
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from litestar import Controller, delete, get, post, put
-from litestar.params import Parameter
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from app.agents import Agents
 from app.api import shapes
@@ -56,11 +57,11 @@ def _step(record: AgentRecord, step: str) -> Step:
     return record.step(record.require_step(step))
 
 
-def _keyed(key: str, result: Result) -> dict[str, Any]:
+def _keyed(key: FromPath[str], result: Result) -> dict[str, Any]:
     return {"key": key, "step_id": result.step_id, "result": result.result}
 
 
-def _result(record: AgentRecord, key: str) -> dict[str, Any]:
+def _result(record: AgentRecord, key: FromPath[str]) -> dict[str, Any]:
     found = visible_results(record).get(key)
     if found is None:
         raise NotFound(f"No result of '{key[:64]}' is seen from HEAD.")
@@ -75,7 +76,7 @@ class StepRoutes(Controller):
 
     @post("/steps", **DRIVE, summary="Append one step, or several together")
     async def append(
-        self, agent_id: str, data: StepsBody, posted: WriteCall, agents: Agents, advance_head: bool = True
+        self, agent_id: FromPath[str], data: JSONBody[StepsBody], posted: NamedDependency[WriteCall], agents: NamedDependency[Agents], advance_head: FromQuery[bool] = True
     ) -> Answer[shapes.Appended]:
         given = data.steps if isinstance(data, StepBatch) else [data]
         steps = [step.given() for step in given]
@@ -86,14 +87,14 @@ class StepRoutes(Controller):
     @get("/steps", **READ, summary="Page through steps")
     async def list(
         self,
-        agent_id: str,
-        reading: ReadCall,
-        view: Literal["path", "all"] = "path",
-        ref: Annotated[str | None, Parameter(description="Step id or branch that the path ends at; HEAD.")] = None,
-        turn: str | None = None,
-        after_seq: Annotated[int, Parameter(ge=0, le=2**63 - 1)] = 0,
+        agent_id: FromPath[str],
+        reading: NamedDependency[ReadCall],
+        view: FromQuery[Literal["path", "all"]] = "path",
+        ref: Annotated[str | None, QueryParameter(description="Step id or branch that the path ends at; HEAD.")] = None,
+        turn: FromQuery[str | None] = None,
+        after_seq: Annotated[int, QueryParameter(ge=0, le=2**63 - 1)] = 0,
         limit: Limit = DEFAULT_LIMIT,
-        cursor: str | None = None,
+        cursor: FromQuery[str | None] = None,
     ) -> Answer[shapes.StepList]:
         record = await reading.agent(agent_id)
         window = _window(record, view, ref, turn, after_seq) if cursor is None else steps_window(cursor)
@@ -104,12 +105,12 @@ class StepRoutes(Controller):
         return page([record.step(step) for step in found.steps], onward)
 
     @get("/steps/{step_id:str}", **READ, summary="Read a step")
-    async def read(self, agent_id: str, step_id: str, reading: ReadCall) -> Answer[shapes.Step]:
+    async def read(self, agent_id: FromPath[str], step_id: FromPath[str], reading: NamedDependency[ReadCall]) -> Answer[shapes.Step]:
         return await reading.answer(agent_id, lambda record: _step(record, step_id))
 
     @put("/head", **DRIVE, summary="Check out a step or a branch")
     async def checkout(
-        self, agent_id: str, data: HeadBody, guarded: WriteCall, agents: Agents
+        self, agent_id: FromPath[str], data: JSONBody[HeadBody], guarded: NamedDependency[WriteCall], agents: NamedDependency[Agents]
     ) -> Answer[shapes.Position]:
         return await guarded.answer(
             lambda terms: agents.checkout(guarded.caller, agent_id, terms, step=data.step_id, branch=data.branch),
@@ -117,12 +118,12 @@ class StepRoutes(Controller):
         )
 
     @get("/branches", **READ, summary="Read the branches")
-    async def branches(self, agent_id: str, reading: ReadCall) -> Answer[shapes.Branches]:
+    async def branches(self, agent_id: FromPath[str], reading: NamedDependency[ReadCall]) -> Answer[shapes.Branches]:
         return await reading.answer(agent_id, lambda record: _branches(record))
 
     @put("/branches/{name:str}", **DRIVE, summary="Point a branch at a step")
     async def set_branch(
-        self, agent_id: str, name: str, data: BranchBody, guarded: WriteCall, agents: Agents
+        self, agent_id: FromPath[str], name: FromPath[str], data: JSONBody[BranchBody], guarded: NamedDependency[WriteCall], agents: NamedDependency[Agents]
     ) -> Answer[shapes.Branch]:
         return await guarded.answer(
             lambda terms: agents.set_branch(guarded.caller, agent_id, name, data.step_id, terms),
@@ -132,7 +133,7 @@ class StepRoutes(Controller):
         )
 
     @delete("/branches/{name:str}", **DRIVE, summary="Forget a branch; its steps stay")
-    async def delete_branch(self, agent_id: str, name: str, guarded: WriteCall, agents: Agents) -> Answer[None]:
+    async def delete_branch(self, agent_id: FromPath[str], name: FromPath[str], guarded: NamedDependency[WriteCall], agents: NamedDependency[Agents]) -> Answer[None]:
         return await guarded.answer(
             lambda terms: agents.delete_branch(guarded.caller, agent_id, name, terms), _gone
         )
@@ -140,32 +141,32 @@ class StepRoutes(Controller):
     @get("/diff", **READ, summary="How two places of the tree differ")
     async def diff(
         self,
-        agent_id: str,
-        reading: ReadCall,
-        start: Annotated[str, Parameter(query="from", description="Step id, branch or HEAD.")],
-        end: Annotated[str, Parameter(query="to", description="Step id, branch or HEAD.")] = "HEAD",
+        agent_id: FromPath[str],
+        reading: NamedDependency[ReadCall],
+        start: Annotated[str, QueryParameter(name="from", description="Step id, branch or HEAD.")],
+        end: Annotated[str, QueryParameter(name="to", description="Step id, branch or HEAD.")] = "HEAD",
     ) -> Answer[shapes.Difference]:
         return await reading.answer(agent_id, lambda record: diff(record, start, end))
 
     @post("/revert", **DRIVE, status_code=200, summary="Put HEAD before a turn")
     async def revert(
-        self, agent_id: str, data: RevertBody, posted: WriteCall, agents: Agents
+        self, agent_id: FromPath[str], data: JSONBody[RevertBody], posted: NamedDependency[WriteCall], agents: NamedDependency[Agents]
     ) -> Answer[shapes.Position]:
         return await posted.answer(
             lambda terms: agents.revert(posted.caller, agent_id, data.turn_id, terms), _position
         )
 
     @post("/redo", **DRIVE, status_code=200, summary="Take the latest revert back")
-    async def redo(self, agent_id: str, posted: WriteCall, agents: Agents) -> Answer[shapes.Position]:
+    async def redo(self, agent_id: FromPath[str], posted: NamedDependency[WriteCall], agents: NamedDependency[Agents]) -> Answer[shapes.Position]:
         return await posted.answer(lambda terms: agents.redo(posted.caller, agent_id, terms), _position)
 
     @post("/clear", **DRIVE, status_code=200, summary="Leave only the root")
-    async def clear(self, agent_id: str, posted: WriteCall, agents: Agents) -> Answer[shapes.Position]:
+    async def clear(self, agent_id: FromPath[str], posted: NamedDependency[WriteCall], agents: NamedDependency[Agents]) -> Answer[shapes.Position]:
         return await posted.answer(lambda terms: agents.clear(posted.caller, agent_id, terms), _position)
 
     @put("/results/{key:str}", **DRIVE, summary="Keep a result at a step")
     async def put_result(
-        self, agent_id: str, key: str, data: ResultBody, guarded: WriteCall, agents: Agents
+        self, agent_id: FromPath[str], key: FromPath[str], data: JSONBody[ResultBody], guarded: NamedDependency[WriteCall], agents: NamedDependency[Agents]
     ) -> Answer[shapes.Result]:
         return await guarded.answer(
             lambda terms: agents.put_result(guarded.caller, agent_id, key, data.step_id, data.result, terms),
@@ -173,9 +174,9 @@ class StepRoutes(Controller):
         )
 
     @get("/results", **READ, summary="Read the results seen from HEAD")
-    async def results(self, agent_id: str, reading: ReadCall) -> Answer[shapes.Results]:
+    async def results(self, agent_id: FromPath[str], reading: NamedDependency[ReadCall]) -> Answer[shapes.Results]:
         return await reading.answer(agent_id, lambda record: {"results": visible_results(record)})
 
     @get("/results/{key:str}", **READ, summary="Read the result of a key seen from HEAD")
-    async def result(self, agent_id: str, key: str, reading: ReadCall) -> Answer[shapes.Result]:
+    async def result(self, agent_id: FromPath[str], key: FromPath[str], reading: NamedDependency[ReadCall]) -> Answer[shapes.Result]:
         return await reading.answer(agent_id, lambda record: _result(record, key))
