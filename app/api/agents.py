@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from litestar import Controller, delete, get, patch, post, put
-from litestar.di import NamedDependency
-from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
+from litestar.params import FromQuery, JSONBody, QueryParameter
 
-from app.agents import AgentQuery, Agents
+from app.agents import AgentQuery
 from app.api import shapes, views
 from app.api.answers import Answer, no_content, page, reply
 from app.api.bodies import CreateBody, DelegateBody, ForkBody, PatchBody
-from app.api.call import ReadCall, WriteCall
+from app.api.call import AgentId, Caller, Reading, Verbs, Writing
 from app.api.paging import DEFAULT_LIMIT, MAX_LIMIT, agent_after, agents_cursor
 from app.api.routes import DRIVE, READ, WRITE
 from app.store import Committed
@@ -23,7 +22,6 @@ from models.execution import State
 from models.profile import masked
 from models.results import workspace_at
 from models.snapshot import Snapshot, snapshot_of
-from models.tenant import Scope
 
 Limit = Annotated[int, QueryParameter(ge=1, le=MAX_LIMIT)]
 StepsLimit = Annotated[int, QueryParameter(ge=0, le=10_000, description="The newest ones, when there are more.")]
@@ -62,14 +60,14 @@ class AgentRoutes(Controller):
     tags = ["agents"]
 
     @post(**WRITE, summary="Create an agent")
-    async def create(self, data: JSONBody[CreateBody], posted: NamedDependency[WriteCall], agents: NamedDependency[Agents]) -> Answer[shapes.Agent]:
+    async def create(self, data: JSONBody[CreateBody], posted: Writing, agents: Verbs) -> Answer[shapes.Agent]:
         return await posted.answer(lambda terms: agents.create(posted.caller, data.given(), terms), _created)
 
     @get(**READ, summary="List agents, without steps and workspace")
     async def list(
         self,
-        caller: NamedDependency[Scope],
-        agents: NamedDependency[Agents],
+        caller: Caller,
+        agents: Verbs,
         in_state: Annotated[State | None, QueryParameter(name="state")] = None,
         status: FromQuery[Status | None] = None,
         pool: FromQuery[str | None] = None,
@@ -90,8 +88,8 @@ class AgentRoutes(Controller):
     @get("/{agent_id:str}", **READ, summary="Read an agent with its steps")
     async def read(
         self,
-        agent_id: FromPath[str],
-        reading: NamedDependency[ReadCall],
+        agent_id: AgentId,
+        reading: Reading,
         steps: FromQuery[views.StepsView] = "path",
         steps_limit: StepsLimit = views.STEPS_LIMIT,
     ) -> Answer[shapes.Agent]:
@@ -99,32 +97,32 @@ class AgentRoutes(Controller):
 
     @patch("/{agent_id:str}", **DRIVE, summary="Merge name, model, labels, placement, lifetimes")
     async def change(
-        self, agent_id: FromPath[str], data: JSONBody[PatchBody], guarded: NamedDependency[WriteCall], agents: NamedDependency[Agents]
+        self, agent_id: AgentId, data: JSONBody[PatchBody], guarded: Writing, agents: Verbs
     ) -> Answer[shapes.Agent]:
         changes = data.given()
         return await guarded.answer(lambda terms: agents.patch(guarded.caller, agent_id, changes, terms), _whole)
 
     @delete("/{agent_id:str}", **WRITE, summary="Delete an agent")
-    async def remove(self, agent_id: FromPath[str], guarded: NamedDependency[WriteCall], agents: NamedDependency[Agents]) -> Answer[None]:
+    async def remove(self, agent_id: AgentId, guarded: Writing, agents: Verbs) -> Answer[None]:
         return await guarded.answer(lambda terms: agents.delete(guarded.caller, agent_id, terms), _gone)
 
     @get("/{agent_id:str}/settings", **READ, summary="Read the settings")
-    async def settings(self, agent_id: FromPath[str], reading: NamedDependency[ReadCall]) -> Answer[dict[str, Any]]:
+    async def settings(self, agent_id: AgentId, reading: Reading) -> Answer[dict[str, Any]]:
         return await reading.answer(agent_id, lambda record: record.settings)
 
     @patch("/{agent_id:str}/settings", **DRIVE, summary="Merge settings (RFC 7396)")
     async def patch_settings(
-        self, agent_id: FromPath[str], data: JSONBody[dict[str, Any]], guarded: NamedDependency[WriteCall], agents: NamedDependency[Agents]
+        self, agent_id: AgentId, data: JSONBody[dict[str, Any]], guarded: Writing, agents: Verbs
     ) -> Answer[dict[str, Any]]:
         return await guarded.answer(lambda terms: agents.patch_settings(guarded.caller, agent_id, data, terms), _bare)
 
     @get("/{agent_id:str}/delegate", **READ, summary="Read on whose behalf the agent acts; the token is masked")
-    async def delegate(self, agent_id: FromPath[str], reading: NamedDependency[ReadCall]) -> Answer[dict[str, Any]]:
+    async def delegate(self, agent_id: AgentId, reading: Reading) -> Answer[dict[str, Any]]:
         return await reading.answer(agent_id, _shown_delegate)
 
     @put("/{agent_id:str}/delegate", **WRITE, summary="Set on whose behalf the agent acts")
     async def set_delegate(
-        self, agent_id: FromPath[str], data: JSONBody[DelegateBody], guarded: NamedDependency[WriteCall], agents: NamedDependency[Agents]
+        self, agent_id: AgentId, data: JSONBody[DelegateBody], guarded: Writing, agents: Verbs
     ) -> Answer[dict[str, Any]]:
         delegate = data.given()
         return await guarded.answer(
@@ -133,28 +131,30 @@ class AgentRoutes(Controller):
         )
 
     @delete("/{agent_id:str}/delegate", **WRITE, summary="Forget the delegate")
-    async def delete_delegate(self, agent_id: FromPath[str], guarded: NamedDependency[WriteCall], agents: NamedDependency[Agents]) -> Answer[None]:
+    async def delete_delegate(self, agent_id: AgentId, guarded: Writing, agents: Verbs) -> Answer[None]:
         return await guarded.answer(lambda terms: agents.set_delegate(guarded.caller, agent_id, None, terms), _gone)
 
     @get("/{agent_id:str}/workspace", **READ, summary="Read the workspace seen from HEAD")
-    async def workspace(self, agent_id: FromPath[str], reading: NamedDependency[ReadCall]) -> Answer[Any]:
+    async def workspace(self, agent_id: AgentId, reading: Reading) -> Answer[Any]:
         return await reading.answer(agent_id, lambda record: workspace_at(record, record.path()))
 
     @put("/{agent_id:str}/workspace", **DRIVE, summary="Bind a workspace to HEAD")
-    async def put_workspace(self, agent_id: FromPath[str], data: JSONBody[Any], guarded: NamedDependency[WriteCall], agents: NamedDependency[Agents]) -> Answer[Any]:
+    async def put_workspace(
+        self, agent_id: AgentId, data: JSONBody[Any], guarded: Writing, agents: Verbs
+    ) -> Answer[Any]:
         return await guarded.answer(lambda terms: agents.put_workspace(guarded.caller, agent_id, data, terms), _bare)
 
     @get("/{agent_id:str}/export", **READ, summary="Export the agent as one JSON snapshot")
-    async def export(self, agent_id: FromPath[str], reading: NamedDependency[ReadCall]) -> Answer[Snapshot]:
+    async def export(self, agent_id: AgentId, reading: Reading) -> Answer[Snapshot]:
         return await reading.answer(agent_id, snapshot_of)
 
     @post("/import", **WRITE, summary="Make an agent from a snapshot")
-    async def take_in(self, data: JSONBody[Snapshot], posted: NamedDependency[WriteCall], agents: NamedDependency[Agents]) -> Answer[shapes.Agent]:
+    async def take_in(self, data: JSONBody[Snapshot], posted: Writing, agents: Verbs) -> Answer[shapes.Agent]:
         return await posted.answer(lambda terms: agents.take_in(posted.caller, data, terms), _created)
 
     @post("/{agent_id:str}/fork", **WRITE, summary="Make a new agent that shares the path")
     async def fork(
-        self, agent_id: FromPath[str], posted: NamedDependency[WriteCall], agents: NamedDependency[Agents], data: JSONBody[ForkBody | None] = None
+        self, agent_id: AgentId, posted: Writing, agents: Verbs, data: JSONBody[ForkBody | None] = None
     ) -> Answer[shapes.Agent]:
         body = data or ForkBody()
         return await posted.answer(

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from litestar import Request
-from litestar.di import Provide
+from litestar.di import NamedDependency, Provide
+from litestar.params import FromPath
 
 from app.agents import Agents, Freshness, Terms
 from app.api.answers import Answer, Encode, as_response, etag, reply
@@ -112,3 +113,9 @@ DEPENDENCIES = {
     "reading": Provide(_reading, sync_to_thread=False),
 }
 """What handlers may ask for: `reading` for a read of one agent, `posted` for POST (it may be idempotent), `guarded` for other writes."""
+
+AgentId = FromPath[str]
+Caller = NamedDependency[Scope]
+Reading = NamedDependency[ReadCall]
+Verbs = NamedDependency[Agents]
+Writing = NamedDependency[WriteCall]

@@ -26,7 +26,9 @@ FencingToken = Annotated[
 ]
 IdempotencyKey = Annotated[
     str | None,
-    HeaderParameter(name="Idempotency-Key", required=False, description="Same key, path and body: the same answer, once."),
+    HeaderParameter(
+        name="Idempotency-Key", required=False, description="Same key, path and body: the same answer, once."
+    ),
 ]
 IfNoneMatch = Annotated[
     str | None, HeaderParameter(name="If-None-Match", required=False, description="Answer 304 at this version.")

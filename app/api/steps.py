@@ -6,15 +6,13 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from litestar import Controller, delete, get, post, put
-from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
-from app.agents import Agents
 from app.api import shapes
 from app.api.agents import Limit
 from app.api.answers import Answer, no_content, page, reply
 from app.api.bodies import BranchBody, HeadBody, ResultBody, RevertBody, StepBatch, StepsBody
-from app.api.call import ReadCall, WriteCall
+from app.api.call import AgentId, Reading, Verbs, Writing
 from app.api.paging import DEFAULT_LIMIT, steps_cursor, steps_window
 from app.api.routes import DRIVE, READ
 from app.store import Committed
@@ -57,11 +55,11 @@ def _step(record: AgentRecord, step: str) -> Step:
     return record.step(record.require_step(step))
 
 
-def _keyed(key: FromPath[str], result: Result) -> dict[str, Any]:
+def _keyed(key: str, result: Result) -> dict[str, Any]:
     return {"key": key, "step_id": result.step_id, "result": result.result}
 
 
-def _result(record: AgentRecord, key: FromPath[str]) -> dict[str, Any]:
+def _result(record: AgentRecord, key: str) -> dict[str, Any]:
     found = visible_results(record).get(key)
     if found is None:
         raise NotFound(f"No result of '{key[:64]}' is seen from HEAD.")
@@ -76,7 +74,12 @@ class StepRoutes(Controller):
 
     @post("/steps", **DRIVE, summary="Append one step, or several together")
     async def append(
-        self, agent_id: FromPath[str], data: JSONBody[StepsBody], posted: NamedDependency[WriteCall], agents: NamedDependency[Agents], advance_head: FromQuery[bool] = True
+        self,
+        agent_id: AgentId,
+        data: JSONBody[StepsBody],
+        posted: Writing,
+        agents: Verbs,
+        advance_head: FromQuery[bool] = True,
     ) -> Answer[shapes.Appended]:
         given = data.steps if isinstance(data, StepBatch) else [data]
         steps = [step.given() for step in given]
@@ -87,8 +90,8 @@ class StepRoutes(Controller):
     @get("/steps", **READ, summary="Page through steps")
     async def list(
         self,
-        agent_id: FromPath[str],
-        reading: NamedDependency[ReadCall],
+        agent_id: AgentId,
+        reading: Reading,
         view: FromQuery[Literal["path", "all"]] = "path",
         ref: Annotated[str | None, QueryParameter(description="Step id or branch that the path ends at; HEAD.")] = None,
         turn: FromQuery[str | None] = None,
@@ -105,12 +108,12 @@ class StepRoutes(Controller):
         return page([record.step(step) for step in found.steps], onward)
 
     @get("/steps/{step_id:str}", **READ, summary="Read a step")
-    async def read(self, agent_id: FromPath[str], step_id: FromPath[str], reading: NamedDependency[ReadCall]) -> Answer[shapes.Step]:
+    async def read(self, agent_id: AgentId, step_id: FromPath[str], reading: Reading) -> Answer[shapes.Step]:
         return await reading.answer(agent_id, lambda record: _step(record, step_id))
 
     @put("/head", **DRIVE, summary="Check out a step or a branch")
     async def checkout(
-        self, agent_id: FromPath[str], data: JSONBody[HeadBody], guarded: NamedDependency[WriteCall], agents: NamedDependency[Agents]
+        self, agent_id: AgentId, data: JSONBody[HeadBody], guarded: Writing, agents: Verbs
     ) -> Answer[shapes.Position]:
         return await guarded.answer(
             lambda terms: agents.checkout(guarded.caller, agent_id, terms, step=data.step_id, branch=data.branch),
@@ -118,12 +121,12 @@ class StepRoutes(Controller):
         )
 
     @get("/branches", **READ, summary="Read the branches")
-    async def branches(self, agent_id: FromPath[str], reading: NamedDependency[ReadCall]) -> Answer[shapes.Branches]:
+    async def branches(self, agent_id: AgentId, reading: Reading) -> Answer[shapes.Branches]:
         return await reading.answer(agent_id, lambda record: _branches(record))
 
     @put("/branches/{name:str}", **DRIVE, summary="Point a branch at a step")
     async def set_branch(
-        self, agent_id: FromPath[str], name: FromPath[str], data: JSONBody[BranchBody], guarded: NamedDependency[WriteCall], agents: NamedDependency[Agents]
+        self, agent_id: AgentId, name: FromPath[str], data: JSONBody[BranchBody], guarded: Writing, agents: Verbs
     ) -> Answer[shapes.Branch]:
         return await guarded.answer(
             lambda terms: agents.set_branch(guarded.caller, agent_id, name, data.step_id, terms),
@@ -133,16 +136,16 @@ class StepRoutes(Controller):
         )
 
     @delete("/branches/{name:str}", **DRIVE, summary="Forget a branch; its steps stay")
-    async def delete_branch(self, agent_id: FromPath[str], name: FromPath[str], guarded: NamedDependency[WriteCall], agents: NamedDependency[Agents]) -> Answer[None]:
-        return await guarded.answer(
-            lambda terms: agents.delete_branch(guarded.caller, agent_id, name, terms), _gone
-        )
+    async def delete_branch(
+        self, agent_id: AgentId, name: FromPath[str], guarded: Writing, agents: Verbs
+    ) -> Answer[None]:
+        return await guarded.answer(lambda terms: agents.delete_branch(guarded.caller, agent_id, name, terms), _gone)
 
     @get("/diff", **READ, summary="How two places of the tree differ")
     async def diff(
         self,
-        agent_id: FromPath[str],
-        reading: NamedDependency[ReadCall],
+        agent_id: AgentId,
+        reading: Reading,
         start: Annotated[str, QueryParameter(name="from", description="Step id, branch or HEAD.")],
         end: Annotated[str, QueryParameter(name="to", description="Step id, branch or HEAD.")] = "HEAD",
     ) -> Answer[shapes.Difference]:
@@ -150,23 +153,21 @@ class StepRoutes(Controller):
 
     @post("/revert", **DRIVE, status_code=200, summary="Put HEAD before a turn")
     async def revert(
-        self, agent_id: FromPath[str], data: JSONBody[RevertBody], posted: NamedDependency[WriteCall], agents: NamedDependency[Agents]
+        self, agent_id: AgentId, data: JSONBody[RevertBody], posted: Writing, agents: Verbs
     ) -> Answer[shapes.Position]:
-        return await posted.answer(
-            lambda terms: agents.revert(posted.caller, agent_id, data.turn_id, terms), _position
-        )
+        return await posted.answer(lambda terms: agents.revert(posted.caller, agent_id, data.turn_id, terms), _position)
 
     @post("/redo", **DRIVE, status_code=200, summary="Take the latest revert back")
-    async def redo(self, agent_id: FromPath[str], posted: NamedDependency[WriteCall], agents: NamedDependency[Agents]) -> Answer[shapes.Position]:
+    async def redo(self, agent_id: AgentId, posted: Writing, agents: Verbs) -> Answer[shapes.Position]:
         return await posted.answer(lambda terms: agents.redo(posted.caller, agent_id, terms), _position)
 
     @post("/clear", **DRIVE, status_code=200, summary="Leave only the root")
-    async def clear(self, agent_id: FromPath[str], posted: NamedDependency[WriteCall], agents: NamedDependency[Agents]) -> Answer[shapes.Position]:
+    async def clear(self, agent_id: AgentId, posted: Writing, agents: Verbs) -> Answer[shapes.Position]:
         return await posted.answer(lambda terms: agents.clear(posted.caller, agent_id, terms), _position)
 
     @put("/results/{key:str}", **DRIVE, summary="Keep a result at a step")
     async def put_result(
-        self, agent_id: FromPath[str], key: FromPath[str], data: JSONBody[ResultBody], guarded: NamedDependency[WriteCall], agents: NamedDependency[Agents]
+        self, agent_id: AgentId, key: FromPath[str], data: JSONBody[ResultBody], guarded: Writing, agents: Verbs
     ) -> Answer[shapes.Result]:
         return await guarded.answer(
             lambda terms: agents.put_result(guarded.caller, agent_id, key, data.step_id, data.result, terms),
@@ -174,9 +175,9 @@ class StepRoutes(Controller):
         )
 
     @get("/results", **READ, summary="Read the results seen from HEAD")
-    async def results(self, agent_id: FromPath[str], reading: NamedDependency[ReadCall]) -> Answer[shapes.Results]:
+    async def results(self, agent_id: AgentId, reading: Reading) -> Answer[shapes.Results]:
         return await reading.answer(agent_id, lambda record: {"results": visible_results(record)})
 
     @get("/results/{key:str}", **READ, summary="Read the result of a key seen from HEAD")
-    async def result(self, agent_id: FromPath[str], key: FromPath[str], reading: NamedDependency[ReadCall]) -> Answer[shapes.Result]:
+    async def result(self, agent_id: AgentId, key: FromPath[str], reading: Reading) -> Answer[shapes.Result]:
         return await reading.answer(agent_id, lambda record: _result(record, key))
