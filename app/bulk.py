@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -40,12 +39,6 @@ class Outcome(Enum):
     """The server will not have it, now or later. Nothing was written."""
 
 
-@dataclass(eq=False, slots=True)
-class _Waiting:
-    write: Write
-    outcome: asyncio.Future[Outcome] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-
-
 class BulkWriter:
     """Sends writes to one collection, each document in at most one flight at a time (its callers see to that)."""
 
@@ -55,42 +48,49 @@ class BulkWriter:
         self._limit = limit
         self._free = flights
         self._seconds = seconds
-        self._waiting: deque[_Waiting] = deque()
         self._flying: set[asyncio.Task[None]] = set()
+        self._waiting: deque[tuple[Write, asyncio.Future[Outcome]]] = deque()
 
     async def send(self, write: Write) -> Outcome:
         """Send the write with whatever else waits; never raises for what the database says or does not say."""
-        waiting = _Waiting(write)
-        self._waiting.append(waiting)
-        self._take_off()
-        return await waiting.outcome
-
-    def _take_off(self) -> None:
-        while self._free and self._waiting:
-            self._free -= 1
-            count = min(self._limit, len(self._waiting))
-            task = asyncio.create_task(self._fly([self._waiting.popleft() for _ in range(count)]))
-            self._flying.add(task)
-            task.add_done_callback(self._flying.discard)
-
-    async def _fly(self, flight: list[_Waiting]) -> None:
-        self._metrics.bulk_size.observe(len(flight))
+        if not self._free:
+            outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+            self._waiting.append((write, outcome))
+            return await outcome
+        self._free -= 1
         try:
-            outcomes = await self._write([waiting.write for waiting in flight])
+            return (await self._write([write]))[0]
+        finally:
+            self._land()
+
+    def _land(self) -> None:
+        """After a flight: the next one leaves with all that waits, or the place is free."""
+        if self._waiting:
+            count = min(self._limit, len(self._waiting))
+            flight = [self._waiting.popleft() for _ in range(count)]
+            task = asyncio.create_task(self._fly(flight))
+            task.add_done_callback(self._flying.discard)
+            self._flying.add(task)
+        else:
+            self._free += 1
+
+    async def _fly(self, flight: list[tuple[Write, asyncio.Future[Outcome]]]) -> None:
+        try:
+            outcomes = await self._write([write for write, _ in flight])
         except BaseException as error:
-            for waiting in flight:
-                if not waiting.outcome.done():
-                    waiting.outcome.set_exception(error)
+            for _, waiting in flight:
+                if not waiting.done():
+                    waiting.set_exception(error)
             raise
         else:
-            for waiting, outcome in zip(flight, outcomes, strict=True):
-                if not waiting.outcome.done():
-                    waiting.outcome.set_result(outcome)
+            for (_, waiting), outcome in zip(flight, outcomes, strict=True):
+                if not waiting.done():
+                    waiting.set_result(outcome)
         finally:
-            self._free += 1
-            self._take_off()
+            self._land()
 
     async def _write(self, writes: list[Write]) -> list[Outcome]:
+        self._metrics.bulk_size.observe(len(writes))
         try:
             with pymongo.timeout(self._seconds):
                 result = await self._collection.bulk_write(writes, ordered=False)

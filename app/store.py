@@ -300,14 +300,14 @@ class Store:
 
         The move may run several times, each time on another state of the agent; with `creates` also on none.
         Raises what the move or guard raises; NotFound; TooLarge; Conflict while the same `once` runs here;
-        IdempotencyMismatch; Unavailable. Cancelling the caller does not stop a write.
+        IdempotencyMismatch; Unavailable. The lane carries the write out: cancelling the caller does not stop it.
         """
         request = _Request(scope, move, guard, once, creates, asyncio.get_running_loop().create_future())
         with self._alone(once), self._metrics.commit_seconds.time():
             self._enqueue(scope.agent_key(agent), request)
             try:
                 async with asyncio.timeout(self._settings.deadline_seconds):
-                    return await asyncio.shield(request.done)
+                    return await request.done
             except TimeoutError:
                 raise self._too_late(request) from None
             except HoldfastError as error:
