@@ -16,6 +16,8 @@ MASK = "***"
 def patch_profile(record: AgentRecord, patch: Mapping[str, Any], stamp: Stamp) -> Change:
     """Merge name, model, labels and placement; null takes a field (or a label) away."""
     patched = {name: merge_patch(getattr(record, name), value) for name, value in patch.items()}
+    if "labels" in patched:
+        patched["labels"] = patched["labels"] or {}
     fields = {name: value for name, value in patched.items() if not same(value, getattr(record, name))}
     if not fields:
         return record.unchanged()
