@@ -21,7 +21,7 @@ from models import profile, results, tree
 from models.agent import AgentRecord, create, delete
 from models.change import Change, Stamp
 from models.commit import Guard
-from models.errors import Forbidden, InvalidRequest, NotFound, TooLarge
+from models.errors import Forbidden, InvalidRequest, TooLarge
 from models.execution import states_of
 from models.ids import ROOT, check_id, check_name
 from models.settings import with_defaults
@@ -106,7 +106,7 @@ class Agents:
             **fields,
             owner=_owner_for(scope, spec.get("owner")),
             settings=with_defaults(spec.get("settings") or {}),
-            delegate=self._sealed(spec.get("delegate"), key),
+            delegate=self._sealed(_unmasked(spec.get("delegate")), key),
             label_terms=profile.label_terms(spec.get("labels") or {}),
             results={ROOT: {results.WORKSPACE: spec["workspace"]}} if "workspace" in spec else {},
         )
@@ -155,7 +155,8 @@ class Agents:
         sealed = self._sealed(delegate, scope.agent_key(agent))
 
         def move(record: AgentRecord, at: Stamp) -> Change:
-            return profile.set_delegate(record, _with_token_of(record, sealed), at)
+            kept = self._token_kept(record, delegate)
+            return profile.set_delegate(record, sealed if kept is None or sealed is None else {**sealed, **kept}, at)
 
         return await self._commit(scope, agent, move, terms)
 
@@ -243,6 +244,16 @@ class Agents:
         if size > limit:
             raise TooLarge("A step", limit, size)
 
+    def _token_kept(self, record: AgentRecord, delegate: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        """The agent's sealed token, where the delegate's is the same one or comes back masked. Raises InvalidRequest."""
+        sent = (delegate or {}).get("token")
+        kept = (record.delegate or {}).get("token")
+        if sent == profile.MASK and kept is None:
+            raise InvalidRequest("There is no token to keep: send it in the clear once, it is stored sealed.")
+        if sent is None or kept is None:
+            return None
+        return {"token": kept} if sent == profile.MASK or self._vault.holds(kept, sent, record.id) else None
+
     def _sealed(self, delegate: Mapping[str, Any] | None, key: str) -> dict[str, Any] | None:
         if delegate is None:
             return None
@@ -268,10 +279,7 @@ def _owner_for(scope: Scope, owner: str | None) -> str | None:
     return owner if scope.owner is None else scope.owner
 
 
-def _with_token_of(record: AgentRecord, delegate: dict[str, Any] | None) -> dict[str, Any] | None:
-    if delegate is None or delegate.get("token") != profile.MASK:
-        return delegate
-    kept = (record.delegate or {}).get("token")
-    if kept is None:
-        raise NotFound("There is no token to keep: send it in the clear once, it is stored sealed.")
-    return {**delegate, "token": kept}
+def _unmasked(delegate: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    if delegate is not None and delegate.get("token") == profile.MASK:
+        raise InvalidRequest(f"'{profile.MASK}' stands for a token that is there already: send the token itself.")
+    return delegate

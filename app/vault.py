@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import hmac
 import os
 import secrets
 from pathlib import Path
@@ -52,6 +53,15 @@ class Vault:
             return cipher.decrypt(nonce, text, owner.encode()).decode()
         except InvalidTag:
             raise SecretKeyProblem("A sealed value was altered, or belongs to another agent.") from None
+
+    def holds(self, sealed: bytes, secret: str, owner: str) -> bool:
+        """Whether `sealed` is this secret, sealed for `owner` under the first key."""
+        if sealed[:_ID_BYTES] != self._first:
+            return False
+        try:
+            return hmac.compare_digest(self.open(sealed, owner).encode(), secret.encode())
+        except SecretKeyProblem:
+            return False
 
 
 def open_vault(configured: tuple[str, ...], data: Path) -> Vault:

@@ -37,7 +37,7 @@ def patch_settings(record: AgentRecord, patch: Mapping[str, Any], stamp: Stamp) 
 
 def set_delegate(record: AgentRecord, delegate: Mapping[str, Any] | None, stamp: Stamp) -> Change:
     """Set (token already sealed) or take away on whose behalf the agent acts."""
-    if delegate is None and record.delegate is None:
+    if same(delegate, record.delegate):
         return record.unchanged()
     return record.changed(stamp, ("agent",), {"delegate": None if delegate is None else dict(delegate)})
 

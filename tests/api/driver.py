@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -73,8 +74,11 @@ class Api:
         headers: Mapping[str, str] | None = None,
         **params: Any,
     ) -> httpx.Response:
-        sent: dict[str, Any] = {} if body is _NOTHING else {"json": body}
-        answer = await self.http.request(method, path, headers=headers, params=params or None, **sent)
+        given = {} if body is _NOTHING else {"Content-Type": "application/json"}
+        content = None if body is _NOTHING else json.dumps(body).encode()
+        answer = await self.http.request(
+            method, path, content=content, headers={**given, **(headers or {})}, params=params or None
+        )
         if isinstance(expect, str):
             assert problem_of(answer)["code"] == expect, answer.text
         elif expect is None:
