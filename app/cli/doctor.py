@@ -1,0 +1,59 @@
+"""`holdfast doctor`: is everything there that a replica needs?"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import typer
+
+from app.cli.console import answer, say
+from app.config import Settings
+from app.mongo import DatabaseProblem, check
+from app.mongod import EmbeddedError, EmbeddedServer
+from app.vault import SecretKeyProblem, open_vault
+
+_PROBLEMS = (DatabaseProblem, EmbeddedError, SecretKeyProblem)
+
+
+def examine() -> None:
+    """Check the settings, the database and the secret keys; fails when something is wrong, and says what to do."""
+    settings = Settings()
+    checks: tuple[tuple[str, Callable[[Settings], str]], ...] = (
+        ("database", _database),
+        ("secret keys", _secret_keys),
+    )
+    healthy = all([_passes(name, probe, settings) for name, probe in checks])
+    if not healthy:
+        raise typer.Exit(1)
+    say("All is well.")
+
+
+def _passes(name: str, probe: Callable[[Settings], str], settings: Settings) -> bool:
+    try:
+        found = probe(settings)
+    except _PROBLEMS as problem:
+        answer(f"wrong  {name}: {problem}")
+        return False
+    answer(f"ok     {name}: {found}")
+    return True
+
+
+def _database(settings: Settings) -> str:
+    if settings.mongodb_uri is not None:
+        asyncio.run(check(settings.mongodb_uri))
+        return "MONGODB_URI leads to a writable replica set"
+    server = EmbeddedServer(settings.data)
+    if not server.status().answers:
+        server.require_installed()
+        return f"embedded, not running; 'holdfast serve' starts it in {settings.data}"
+    asyncio.run(check(server.uri()))
+    return f"embedded, running in {settings.data}"
+
+
+def _secret_keys(settings: Settings) -> str:
+    open_vault(settings.secret_keys, settings.data)
+    if settings.secret_keys:
+        return f"{len(settings.secret_keys)} from HOLDFAST_SECRET_KEYS"
+    note = "" if settings.mongodb_uri is None else "; replicas elsewhere need the same one in HOLDFAST_SECRET_KEYS"
+    return f"one generated in {settings.data / 'secret.key'}{note}"

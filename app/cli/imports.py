@@ -1,0 +1,71 @@
+"""`holdfast import`: trace files become agents, each file wholly or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from app.agents import Agents, Terms
+from app.cli.console import Failure, answer, people, with_runtime
+from app.runtime import Runtime
+from app.traces import Snapshot as TracedSnapshot
+from app.traces import Trace, read
+from models.agent import AgentRecord
+from models.snapshot import Snapshot
+from models.step import StepInput
+from models.tenant import DEFAULT_TENANT, Right, Scope
+
+
+def take_in(
+    files: Annotated[list[Path], typer.Argument(help="SWE-agent .traj, OpenAI-style messages, or Holdfast exports.")],
+    tenant: Annotated[str, typer.Option(help="Whose agents they become.")] = DEFAULT_TENANT,
+    owner: Annotated[str | None, typer.Option(help="The owner of the new agents.")] = None,
+) -> None:
+    """Make an agent from each trace in the files; prints `id name steps` for each.
+
+    All files are read before the first agent is made: a broken one stops everything, and nothing is half-made.
+
+    Example: holdfast import run.traj chat.json
+    """
+    with _progress() as progress:
+        reading = progress.add_task("reading", total=len(files))
+        traces = []
+        for file in files:
+            traces += read(file)
+            progress.advance(reading)
+
+        async def work(runtime: Runtime) -> None:
+            scope = Scope(tenant, frozenset(Right), owner, by="import")
+            making = progress.add_task("importing", total=len(traces))
+            for trace in traces:
+                record = await _make(runtime.agents, scope, trace)
+                answer(f"{record.name_in_tenant} {record.name} {record.step_count}")
+                progress.advance(making)
+
+        with_runtime(work)
+
+
+async def _make(agents: Agents, scope: Scope, trace: Trace | TracedSnapshot) -> AgentRecord:
+    if isinstance(trace, TracedSnapshot):
+        return (await agents.take_in(scope, _snapshot(trace), Terms())).record
+    spec = {"name": trace.name, "model": trace.model, "labels": dict(trace.labels)}
+    steps = [StepInput.model_validate(step).given() for step in trace.steps]
+    return (await agents.create(scope, spec, Terms(), steps=steps)).record
+
+
+def _snapshot(trace: TracedSnapshot) -> Snapshot:
+    try:
+        return Snapshot.model_validate(trace.export)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise Failure(f"The export is not one of Holdfast's: {where}: {first['msg']}.") from error
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=people, transient=True, disable=not people.is_terminal)

@@ -1,0 +1,77 @@
+"""The commands together, and the one place where failures become sentences."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from pydantic import ValidationError
+from pymongo.errors import PyMongoError
+
+from app.cli import database, doctor, imports, keys, serve
+from app.cli.console import Failure, say
+from app.config import Settings
+from app.mongo import DatabaseProblem
+from app.mongod import EmbeddedError
+from app.telemetry import configure_logging
+from app.traces import TraceError
+from app.vault import SecretKeyProblem
+from models.errors import HoldfastError
+
+_TOLD = (Failure, DatabaseProblem, EmbeddedError, SecretKeyProblem, TraceError)
+
+cli = typer.Typer(
+    name="holdfast",
+    help="Holdfast keeps agents: each is one MongoDB document, served by any replica.\n\n"
+    "Begin with: holdfast serve. Without MONGODB_URI it starts an embedded database in HOLDFAST_DATA (./.holdfast).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+cli.add_typer(database.commands, name="db")
+cli.add_typer(keys.commands, name="keys")
+cli.command("serve")(serve.serve)
+cli.command("import")(imports.take_in)
+cli.command("doctor")(doctor.examine)
+
+
+def main() -> None:
+    """Run the program; the exit code is 0 only when it did what was asked."""
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        settings = Settings()
+        configure_logging("warning", settings.log_format)
+        code = cli(standalone_mode=False)
+    except typer.Abort:
+        return 130
+    except KeyboardInterrupt:
+        return 130
+    except typer.Exit as exit_:
+        return exit_.exit_code
+    except Exception as error:
+        return _told(error)
+    return code if isinstance(code, int) else 0
+
+
+def _told(error: Exception) -> int:
+    """Say in one sentence what failed; what nobody foresaw is named by its kind."""
+    show = getattr(error, "show", None)
+    if callable(show):
+        show()
+        return int(getattr(error, "exit_code", 2))
+    if isinstance(error, _TOLD):
+        say(str(error))
+    elif isinstance(error, HoldfastError):
+        say(error.detail)
+    elif isinstance(error, ValidationError):
+        for wrong in error.errors():
+            say(f"HOLDFAST_{'_'.join(map(str, wrong['loc'])).upper()}: {wrong['msg']}")
+    elif isinstance(error, PyMongoError):
+        say(f"The database failed ({type(error).__name__}): is it running? 'holdfast doctor' looks closer.")
+    else:
+        say(f"Something unforeseen failed: {type(error).__name__}: {error}")
+    return 1
