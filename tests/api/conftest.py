@@ -114,7 +114,9 @@ def tenant() -> str:
 @pytest.fixture
 def document_bytes(mongo: MongoClient[dict[str, Any]], open_settings: Settings) -> Callable[[str], int]:
     """The BSON size of a stored agent of the open database, by its key."""
-    agents = mongo[open_settings.mongodb_database].get_collection("agents", CodecOptions(document_class=RawBSONDocument))
+    agents = mongo[open_settings.mongodb_database].get_collection(
+        "agents", CodecOptions(document_class=RawBSONDocument)
+    )
 
     def size(key: str) -> int:
         found = agents.find_one({"_id": key})

@@ -22,7 +22,14 @@ DEFAULTS = {
     "allowed_tools": None,
 }
 
-ODD_KEYS = {"a.b": 1, "$set": {"$gt": ""}, "": {"": [{"": None}]}, "ключ": "x", "a": {"b.c": 1.0, "~/": True}, "@workspace": 0}
+ODD_KEYS = {
+    "a.b": 1,
+    "$set": {"$gt": ""},
+    "": {"": [{"": None}]},
+    "ключ": "x",
+    "a": {"b.c": 1.0, "~/": True},
+    "@workspace": 0,
+}
 """Keys that a database could take for something else."""
 
 
@@ -44,7 +51,9 @@ async def test_given_settings_lie_over_the_defaults_and_keep_their_nulls(api: Ap
 async def test_settings_patch_is_a_merge_patch(api: Api) -> None:
     """Objects merge, null removes, anything else replaces; the answer is the whole object."""
     agent = await api.made(settings={"mine": {"a": 1, "b": {"c": 2}}, "list": [1, 2]})
-    answer = await agent.call("PATCH", "/settings", {"mine": {"a": None, "b": {"d": 3}}, "list": [3], "max_steps": None})
+    answer = await agent.call(
+        "PATCH", "/settings", {"mine": {"a": None, "b": {"d": 3}}, "list": [3], "max_steps": None}
+    )
     expected = {**DEFAULTS, "mine": {"b": {"c": 2, "d": 3}}, "list": [3]}
     del expected["max_steps"]
     assert answer.json() == expected == await agent.read("/settings")
@@ -92,7 +101,9 @@ async def test_odd_keys_come_back_exactly(api: Api) -> None:
     step = {"role": "agent", "id": "s", "data": ODD_KEYS, "usage": ODD_KEYS, "workspace": ODD_KEYS, "refs": [ODD_KEYS]}
     step["tool_calls"] = [{"id": "t", "name": "n", "input": ODD_KEYS}]
     labels = {"a.b": "$x", "$set": "1", "x:y": "z"}
-    agent = await api.made(settings=ODD_KEYS, workspace=ODD_KEYS, delegate={"user": ODD_KEYS, **ODD_KEYS}, labels=labels)
+    agent = await api.made(
+        settings=ODD_KEYS, workspace=ODD_KEYS, delegate={"user": ODD_KEYS, **ODD_KEYS}, labels=labels
+    )
     await agent.append(step)
     await agent.call("PUT", "/results/k", {"result": ODD_KEYS})
     read = await agent.read()
@@ -109,7 +120,10 @@ async def test_odd_keys_come_back_exactly(api: Api) -> None:
     assert after["a"] == ODD_KEYS["a"]
 
 
-@pytest.mark.parametrize("value", [1, 1.0, True, 0, 0.0, -0.5, False, None, "", "1", [], {}, [None], 2**63 - 1, -(2**63), 1e308, 5e-324, "\0"])
+@pytest.mark.parametrize(
+    "value",
+    [1, 1.0, True, 0, 0.0, -0.5, False, None, "", "1", [], {}, [None], 2**63 - 1, -(2**63), 1e308, 5e-324, "\0"],
+)
 async def test_values_keep_their_kind(api: Api, value: object) -> None:
     """1, 1.0 and true are three values: as they were sent, so they come back."""
     agent = await api.made(workspace=value, settings={"v": value})
@@ -119,7 +133,9 @@ async def test_values_keep_their_kind(api: Api, value: object) -> None:
     assert [repr(item) for item in shown] == [repr(value)] * 3
 
 
-@pytest.mark.parametrize(("first", "second"), [(1, 1.0), (1, True), (0, False), (1.0, True), ("1", 1), (None, False), ([], {})])
+@pytest.mark.parametrize(
+    ("first", "second"), [(1, 1.0), (1, True), (0, False), (1.0, True), ("1", 1), (None, False), ([], {})]
+)
 async def test_change_of_kind_is_a_change(api: Api, first: object, second: object) -> None:
     """A PUT from 1 to 1.0 or true counts, and a PUT of the same value does not."""
     agent = await api.made(workspace=[first])
@@ -156,9 +172,7 @@ async def test_delegate_token_is_never_stored_in_the_clear(
     agent_id = (await api.call("POST", "/v1/agents", {"delegate": delegate}, headers=headers)).json()["id"]
     await api.call("PUT", f"/v1/agents/{agent_id}/delegate", delegate)
     database = mongo[open_settings.mongodb_database]
-    raw = b"".join(
-        batch for name in database.list_collection_names() for batch in database[name].find_raw_batches({})
-    )
+    raw = b"".join(batch for name in database.list_collection_names() for batch in database[name].find_raw_batches({}))
     assert agent_id.encode() in raw
     assert secret.encode() not in raw
 

@@ -78,7 +78,9 @@ async def test_steps_of_a_turn_share_its_id_and_count_up(api: Api) -> None:
     assert [(step["turn_id"], step["index"]) for step in named] == [("mine", 0), ("mine", 1)]
 
 
-@pytest.mark.parametrize("bad", [{"role": "king"}, {"role": "user", "parent_id": "nowhere"}, {"role": "user", "id": "a"}])
+@pytest.mark.parametrize(
+    "bad", [{"role": "king"}, {"role": "user", "parent_id": "nowhere"}, {"role": "user", "id": "a"}]
+)
 async def test_batch_is_all_or_nothing(api: Api, bad: Json) -> None:
     """One bad step, and none is there."""
     agent = await api.made()
@@ -173,7 +175,9 @@ async def test_without_advancing_a_step_hangs_anywhere_and_head_stays(api: Api) 
     """The answer names the unmoved HEAD; the branch, too, stays."""
     agent = await api.made()
     await agent.added("a", "b")
-    answer = await agent.append({"role": "agent", "id": "x", "parent_id": "a"}, {"role": "agent", "id": "y"}, advance_head="false")
+    answer = await agent.append(
+        {"role": "agent", "id": "x", "parent_id": "a"}, {"role": "agent", "id": "y"}, advance_head="false"
+    )
     assert (answer["head"], [step["parent_id"] for step in answer["steps"]]) == ("b", ["a", "x"])
     await agent.append({"role": "agent", "id": "z", "parent_id": "root"}, advance_head="false")
     await agent.append({"role": "agent", "id": "w"}, advance_head="false")
@@ -207,7 +211,9 @@ async def test_appends_from_many_callers_lose_nothing(api: Api, other_replica: A
     read = await agent.read(headers={"Cache-Control": "no-cache"})
     assert [step["seq"] for step in read["steps"]] == list(range(1, 31))
     assert sorted(answer["version"] for answer in answers) == list(range(2, 32))
-    assert [answer["head"] for answer in sorted(answers, key=lambda a: a["version"])] == [s["id"] for s in read["steps"]]
+    assert [answer["head"] for answer in sorted(answers, key=lambda a: a["version"])] == [
+        s["id"] for s in read["steps"]
+    ]
 
 
 async def test_step_by_id_is_found_off_the_path_too(api: Api) -> None:
