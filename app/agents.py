@@ -84,9 +84,7 @@ class Agents:
 
     async def get(self, scope: Scope, agent: str, freshness: Freshness) -> AgentRecord:
         """One agent with all its steps."""
-        return await self._store.load(
-            scope, agent, strong=freshness.strong, min_version=freshness.min_version
-        )
+        return await self._store.load(scope, agent, strong=freshness.strong, min_version=freshness.min_version)
 
     async def list(self, scope: Scope, query: AgentQuery, *, after: str | None, limit: int) -> list[AgentRecord]:
         """Up to `limit` agents without steps and results, in the order of their ids, from after the given one on."""
@@ -245,7 +243,7 @@ class Agents:
             raise TooLarge("A step", limit, size)
 
     def _token_kept(self, record: AgentRecord, delegate: Mapping[str, Any] | None) -> dict[str, Any] | None:
-        """The agent's sealed token, where the delegate's is the same one or comes back masked. Raises InvalidRequest."""
+        """The sealed token that is there, where the sent one is the same or masked. Raises InvalidRequest."""
         sent = (delegate or {}).get("token")
         kept = (record.delegate or {}).get("token")
         if sent == profile.MASK and kept is None:

@@ -6,7 +6,7 @@ Delegate tokens, execution state and placement on a runner are never in it.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -16,7 +16,7 @@ from models.ids import ROOT, check_id, check_name, field_name, plain_name
 from models.profile import label_terms
 from models.results import WORKSPACE
 from models.settings import check_settings, with_defaults
-from models.step import Body, Id, Instant, SnapshotStep
+from models.step import MAX_COUNT, Body, Id, Instant, SnapshotStep
 from models.tree import branch_names
 
 FORMAT = 1
@@ -55,7 +55,7 @@ class ForkedFrom(Body):
 class Snapshot(Body):
     """One agent with all its steps, format 1."""
 
-    holdfast: Literal[1]
+    holdfast: Annotated[int, Field(ge=FORMAT, le=FORMAT, description="The number of the format.")]
     id: Id | None = None
     exported_at: Instant | None = None
     created_at: Instant | None = None
@@ -77,7 +77,7 @@ class Snapshot(Body):
     branch: str | None = MAIN
     branches: dict[str, str] | None = None
     redo: list[str] = Field(default_factory=list)
-    seq: Annotated[int, Field(ge=0)] | None = None
+    seq: Annotated[int, Field(ge=0, le=MAX_COUNT)] | None = None
     steps: list[SnapshotStep] = Field(default_factory=list)
     results: list[SnapshotResult] = Field(default_factory=list)
     workspaces: list[SnapshotWorkspace] = Field(default_factory=list)
@@ -85,7 +85,6 @@ class Snapshot(Body):
 
 def snapshot_of(record: AgentRecord) -> dict[str, Any]:
     """The agent's export as JSON values (times still as datetimes); steps by seq."""
-    delegate = {key: value for key, value in record.delegate.items() if key != "token"} if record.delegate else None
     bound = [(step, field, value) for step, fields in record.results.items() for field, value in fields.items()]
     return {
         "holdfast": FORMAT,
@@ -94,7 +93,7 @@ def snapshot_of(record: AgentRecord) -> dict[str, Any]:
         "created_at": record.created_at,
         **{field: getattr(record, field) for field in COPIED},
         "settings": record.settings,
-        "delegate": delegate,
+        "delegate": _without_token(record.delegate),
         "branch": None if record.branch is None else plain_name(record.branch),
         "branches": branch_names(record),
         "steps": [record.step(step) for step in sorted(record.steps, key=lambda step: record.steps[step]["seq"])],
@@ -174,4 +173,4 @@ def _known(steps: dict[str, Any], step: str, where: str) -> str:
 
 
 def _without_token(delegate: dict[str, Any] | None) -> dict[str, Any] | None:
-    return delegate and {key: value for key, value in delegate.items() if key != "token"}
+    return None if delegate is None else {key: value for key, value in delegate.items() if key != "token"}

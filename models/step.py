@@ -9,6 +9,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from models.ids import ID_PATTERN
 
+MAX_COUNT = 2**53 - 1
+"""Greatest number that a caller may give to count on from: what every JSON reader can still tell from the next."""
+
 Id = Annotated[str, Field(pattern=ID_PATTERN, description="1 to 64 letters, digits, `_` or `-`; not `root`.")]
 Role = Literal["user", "agent", "system", "tool"]
 
@@ -65,7 +68,7 @@ class StepInput(Body):
     id: Id = ABSENT
     parent_id: Annotated[str, Field(pattern=ID_PATTERN, description="A step or `root`; HEAD when left out.")] = ABSENT
     turn_id: Id = ABSENT
-    index: Annotated[int, Field(ge=0, description="Place in the turn, from 0.")] = ABSENT
+    index: Annotated[int, Field(ge=0, le=MAX_COUNT, description="Place in the turn, from 0.")] = ABSENT
     role: Role
     content: str = ABSENT
     tool_calls: list[ToolCall] = ABSENT
@@ -85,11 +88,9 @@ class SnapshotStep(StepInput):
     """A step of an export: as it was answered. `version` is of the exported agent and is given anew on import."""
 
     id: Id
-    seq: Annotated[int, Field(ge=1)]
+    seq: Annotated[int, Field(ge=1, le=MAX_COUNT)]
     version: int | None = None
     parent_id: Annotated[str, Field(pattern=ID_PATTERN)]
     turn_id: Id
-    index: Annotated[int, Field(ge=0)]
+    index: Annotated[int, Field(ge=0, le=MAX_COUNT)]
     created_at: Instant
-
-

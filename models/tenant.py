@@ -45,7 +45,7 @@ class Scope:
 
     @property
     def fence_required(self) -> bool:
-        """Whether writes on an agent with a runner need the fence: a key that may run agents could be a stale runner's."""
+        """Whether writes on an agent with a runner need the fence: this key could be a stale runner's."""
         return Right.RUNNER in self.rights and self != ANONYMOUS
 
     def sees(self, tenant: str, owner: str | None) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from models.agent import MAIN, AgentRecord, Step
@@ -87,10 +88,10 @@ def append(record: AgentRecord, drafts: Sequence[Draft], stamp: Stamp, *, advanc
 def checkout(record: AgentRecord, stamp: Stamp, *, step: str | None = None, branch: str | None = None) -> Change:
     """Move HEAD to a step (detached) or to a branch (attached); the redo stack is emptied.
 
-    Raises NotFound, and AgentBusy inside a turn. A checkout of where HEAD is already changes nothing.
+    Raises AgentBusy inside a turn, and NotFound. A checkout of where HEAD is already changes nothing.
     """
-    target = record.require_step(step) if step is not None else _branch(record, branch or "")
     _require_not_in_turn(record)
+    target = record.require_step(step) if step is not None else _branch(record, branch or "")
     attached = field_name(branch) if branch is not None else None
     if target == record.head and attached in (None, record.branch):
         return record.unchanged(position(record))
@@ -273,7 +274,7 @@ def _repeated(record: AgentRecord, drafts: Sequence[Draft], advance_head: bool) 
     if not all(draft.chosen and draft.id in record.steps for draft in drafts):
         return None
     steps = [record.step(draft.id) for draft in drafts]
-    chained = all(after["parent_id"] == before["id"] for before, after in zip(steps, steps[1:], strict=False))
+    chained = all(after["parent_id"] == before["id"] for before, after in pairwise(steps))
     if not chained or not all(map(_same_step, drafts, steps)):
         return None
     head = drafts[-1].id if advance_head else record.head

@@ -13,7 +13,7 @@ from app.api.answers import Answer, no_content, page, reply
 from app.api.bodies import CreateBody, DelegateBody, ForkBody, PatchBody
 from app.api.call import AgentId, Caller, Reading, Verbs, Writing
 from app.api.paging import DEFAULT_LIMIT, MAX_LIMIT, agent_after, agents_cursor
-from app.api.routes import DRIVE, READ, WRITE
+from app.api.routes import DRIVE, IMPORT, READ, WRITE
 from app.store import Committed
 from models.agent import AgentRecord
 from models.commit import Reply
@@ -148,7 +148,7 @@ class AgentRoutes(Controller):
     async def export(self, agent_id: AgentId, reading: Reading) -> Answer[Snapshot]:
         return await reading.answer(agent_id, snapshot_of)
 
-    @post("/import", **WRITE, summary="Make an agent from a snapshot")
+    @post("/import", **IMPORT, summary="Make an agent from a snapshot")
     async def take_in(self, data: JSONBody[Snapshot], posted: Writing, agents: Verbs) -> Answer[shapes.Agent]:
         return await posted.answer(lambda terms: agents.take_in(posted.caller, data, terms), _created)
 

@@ -1,4 +1,4 @@
-"""The application: every route, with what all routes share. A route that declares no rights is a mistake caught here."""
+"""The application: every route, and what all routes share. One that declares no rights is a mistake caught here."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from app.telemetry import Metrics
 from app.tenancy import Keys
 from models.errors import HoldfastError
 
+
 @dataclass(frozen=True)
 class Services:
     """What the routes need, ready when `lifespan` has been entered."""
@@ -37,7 +38,9 @@ class Services:
     healthy: Callable[[], Awaitable[bool]]
 
 
-def create_app(services: Services, start: Callable[[], Awaitable[None]], stop: Callable[[], Awaitable[None]]) -> ASGIApp:
+def create_app(
+    services: Services, start: Callable[[], Awaitable[None]], stop: Callable[[], Awaitable[None]]
+) -> ASGIApp:
     """The ASGI application over the services, which it starts with itself and stops in the end."""
 
     @asynccontextmanager
@@ -51,7 +54,9 @@ def create_app(services: Services, start: Callable[[], Awaitable[None]], stop: C
     return Edge(create_litestar(services, lifespan), Doorkeeper(services.settings), services.metrics)
 
 
-def create_litestar(services: Services, lifespan: Callable[[Litestar], AbstractAsyncContextManager[None]] | None = None) -> Litestar:
+def create_litestar(
+    services: Services, lifespan: Callable[[Litestar], AbstractAsyncContextManager[None]] | None = None
+) -> Litestar:
     """The routes alone, without the edge around them."""
     app = Litestar(
         route_handlers=[AgentRoutes, StepRoutes, operations.live, operations.ready, operations.metrics],

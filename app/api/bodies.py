@@ -110,5 +110,3 @@ class ResultBody(Body):
 
     step_id: StepRef | None = None
     result: Any
-
-

@@ -106,11 +106,15 @@ class StrictJSON(AbstractDTO[Any]):
         sent = connection.headers.get("content-type", _MEDIA_TYPES[0]).partition(";")[0].strip().lower()
         if sent not in _MEDIA_TYPES:
             raise InvalidRequest(f"Send the body as {_MEDIA_TYPES[0]}, not as '{sent[:64]}'.")
-        field = connection.route_handler.parsed_data_field
-        return validated(decode(value, connection.app.state.settings), field.raw)
+        handler = connection.route_handler
+        settings: Settings = connection.app.state.settings
+        deeper = {"json_depth": settings.json_depth + handler.opt.get("wrapped", 0)}
+        return validated(decode(value, settings.model_copy(update=deeper)), handler.parsed_data_field.raw)
 
     @classmethod
-    def create_for_field_definition(cls, field_definition: FieldDefinition, handler_id: str, backend_cls: Any = None) -> None:
+    def create_for_field_definition(
+        cls, field_definition: FieldDefinition, handler_id: str, backend_cls: Any = None
+    ) -> None:
         """Nothing to prepare: the annotation is all that `decode_bytes` needs."""
 
     @classmethod

@@ -112,7 +112,10 @@ DEPENDENCIES = {
     "guarded": Provide(_guarded, sync_to_thread=False),
     "reading": Provide(_reading, sync_to_thread=False),
 }
-"""What handlers may ask for: `reading` for a read of one agent, `posted` for POST (it may be idempotent), `guarded` for other writes."""
+"""What handlers may ask for.
+
+`reading` is for a read of one agent, `posted` for a POST (it may be idempotent), `guarded` for other writes.
+"""
 
 AgentId = FromPath[str]
 Caller = NamedDependency[Scope]

@@ -60,7 +60,7 @@ class Edge:
 
         try:
             await self._enter(scope, headers, receive, send_marked)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the outermost layer: what reaches it is logged and answered
             _log.error("request failed", exc_info=error)
             if not status:
                 failed = problem(500, "internal-error", "The service failed.", "It was logged under this X-Request-ID.")

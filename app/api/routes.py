@@ -40,10 +40,11 @@ def _refusals(*statuses: int) -> dict[int, ResponseSpec]:
     }
 
 
-def _kind(*rights: Right, changes: bool) -> dict[str, Any]:
+def _kind(*rights: Right, changes: bool, wrapped: int = 0) -> dict[str, Any]:
     decoding = {"dto": StrictJSON, "return_dto": None} if changes else {}
     responses = _refusals(*(_REFUSALS if changes else _OF_READS))
-    return {"opt": {"rights": frozenset(rights)}, "responses": responses, **decoding}
+    opt = {"rights": frozenset(rights), "wrapped": wrapped}
+    return {"opt": opt, "responses": responses, **decoding}
 
 
 READ = _kind(Right.READ, Right.RUNNER, changes=False)
@@ -54,6 +55,9 @@ DRIVE = _kind(Right.WRITE, Right.RUNNER, changes=True)
 
 WRITE = _kind(Right.WRITE, changes=True)
 """Makes, ends or hands over an agent."""
+
+IMPORT = _kind(Right.WRITE, changes=True, wrapped=3)
+"""Takes an export, which wraps what it holds (most of all a workspace) in three more levels."""
 
 PUBLIC: dict[str, Any] = {"responses": _refusals(400, 403, 503)}
 """Needs no key and shows nothing of any tenant: liveness, metrics."""

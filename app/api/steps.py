@@ -122,7 +122,7 @@ class StepRoutes(Controller):
 
     @get("/branches", **READ, summary="Read the branches")
     async def branches(self, agent_id: AgentId, reading: Reading) -> Answer[shapes.Branches]:
-        return await reading.answer(agent_id, lambda record: _branches(record))
+        return await reading.answer(agent_id, _branches)
 
     @put("/branches/{name:str}", **DRIVE, summary="Point a branch at a step")
     async def set_branch(

@@ -1,4 +1,4 @@
-"""The program `holdfast`. Messages for people go to stderr, the answer to stdout; a failure is one sentence and a code."""
+"""The program `holdfast`: messages for people on stderr, the answer on stdout, a failure as one sentence and a code."""
 
 from app.cli.main import main
 

@@ -23,8 +23,8 @@ def examine() -> None:
         ("database", _database),
         ("secret keys", _secret_keys),
     )
-    healthy = all([_passes(name, probe, settings) for name, probe in checks])
-    if not healthy:
+    passed = [_passes(name, probe, settings) for name, probe in checks]
+    if not all(passed):
         raise typer.Exit(1)
     say("All is well.")
 

@@ -52,7 +52,7 @@ def _run() -> int:
         return 130
     except typer.Exit as exit_:
         return exit_.exit_code
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - a command that fails tells people, never a traceback
         return _told(error)
     return code if isinstance(code, int) else 0
 
