@@ -122,6 +122,7 @@ class Agents:
 
     async def fork(self, scope: Scope, agent: str, terms: Terms, *, at: str | None, name: str | None) -> Committed:
         """A new agent that shares the path up to `at`. Raises NotFound; the guard is about the forked agent."""
+        began = self._clock.monotonic()
         source = await self._store.load(scope, agent, strong=True)
         new = self._clock.new_id()
 
@@ -132,7 +133,8 @@ class Agents:
             draft = tree.fork(source, scope.agent_key(new), at, name)
             return create(previous, draft, stamp, step_version=1)
 
-        return await self._store.commit(scope, new, move, once=terms.once, creates=True)
+        spent = self._clock.monotonic() - began
+        return await self._store.commit(scope, new, move, once=terms.once, creates=True, spent=spent)
 
     async def delete(self, scope: Scope, agent: str, terms: Terms) -> Committed:
         """Leave a tombstone."""

@@ -51,12 +51,24 @@ class Settings(BaseSettings):
     json_keys: int = Field(default=10_000, ge=16)
 
     deadline_seconds: float = Field(default=10.0, gt=0, description="No answer comes later than this.")
-    attempt_seconds: float = Field(default=4.0, gt=0, description="One database call at most.")
+    attempt_seconds: float = Field(
+        default=3.0, gt=0, description="One database call at most, and never more than half of the deadline."
+    )
     shutdown_seconds: float = Field(default=10.0, gt=0)
     fold_limit: int = Field(default=32, ge=1, le=64, description="Requests of one agent in one update; 1: no folding.")
     bulk_limit: int = Field(default=64, ge=1, le=1000, description="Agents in one bulk write; 1: no sharing.")
     flights: int = Field(default=2, ge=1, le=64, description="Bulk writes under way at once.")
     basis_bytes: int = Field(default=64 * MIB, ge=0, description="Agents remembered to write from, in BSON bytes.")
+
+    @property
+    def call_seconds(self) -> float:
+        """What one database call may take."""
+        return min(self.attempt_seconds, self.deadline_seconds / 2)
+
+    @property
+    def commit_seconds(self) -> float:
+        """What a commit may take: the deadline, less the call that may go before it to find out who asks."""
+        return self.deadline_seconds - self.call_seconds
 
     @field_validator("allowed_hosts", "allowed_origins", "secret_keys", mode="before")
     @classmethod

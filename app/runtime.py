@@ -32,7 +32,7 @@ class Runtime:
         self.metrics = Metrics()
         self.mongo = Mongo.of(open_client(uri), settings.mongodb_database)
         self.store = Store(self.mongo, settings, clock, self.metrics)
-        self.keys = Keys(self.mongo, clock, seconds=settings.attempt_seconds)
+        self.keys = Keys(self.mongo, clock, seconds=settings.call_seconds)
         self.agents = Agents(self.store, open_vault(settings.secret_keys, settings.data), settings, clock)
 
     async def start(self) -> None:
