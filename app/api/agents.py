@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+import orjson
 from litestar import Controller, delete, get, patch, post, put
 from litestar.params import FromQuery, JSONBody, QueryParameter
 
 from app.agents import AgentQuery
 from app.api import shapes, views
-from app.api.answers import Answer, no_content, page, reply
+from app.api.answers import Answer, encode, no_content, page, reply
 from app.api.bodies import CreateBody, DelegateBody, ForkBody, PatchBody
 from app.api.call import AgentId, Caller, Reading, Verbs, Writing
 from app.api.paging import DEFAULT_LIMIT, MAX_LIMIT, agent_after, agents_cursor
 from app.api.routes import DRIVE, IMPORT, READ, WRITE
 from app.store import Committed
+from app.telemetry import get_logger
 from models.agent import AgentRecord
 from models.commit import Reply
 from models.errors import InvalidRequest, NotFound
@@ -26,6 +28,9 @@ from models.snapshot import Snapshot, snapshot_of
 Limit = Annotated[int, QueryParameter(ge=1, le=MAX_LIMIT)]
 StepsLimit = Annotated[int, QueryParameter(ge=0, le=10_000, description="The newest ones, when there are more.")]
 Status = Literal["pending", "running", "stopped", "failed"]
+
+
+_log = get_logger(__name__)
 
 
 def _created(committed: Committed) -> Reply:
@@ -51,6 +56,15 @@ def _shown_delegate(record: AgentRecord) -> dict[str, Any]:
     if delegate is None:
         raise NotFound("The agent has no delegate.")
     return delegate
+
+
+def _listed(record: AgentRecord) -> orjson.Fragment:
+    """The agent's summary, encoded; one that can't be read is said to be so, and the rest of the list stands."""
+    try:
+        return orjson.Fragment(encode(views.summary(record)))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        _log.error("agent is not readable", agent=record.id, exc_info=error)
+        return orjson.Fragment(encode({"id": record.name_in_tenant, "error": "The stored agent can't be read."}))
 
 
 class AgentRoutes(Controller):
@@ -83,7 +97,7 @@ class AgentRoutes(Controller):
         after = None if cursor is None else agent_after(cursor)
         found = await agents.list(caller, query, after=after, limit=limit + 1)
         more = agents_cursor(found[limit - 1].name_in_tenant) if len(found) > limit else None
-        return page([views.summary(record) for record in found[:limit]], more)
+        return page([_listed(record) for record in found[:limit]], more)
 
     @get("/{agent_id:str}", **READ, summary="Read an agent with its steps")
     async def read(

@@ -97,8 +97,15 @@ class Agent(Summary):
     steps_before: str | None
 
 
+class Unreadable(Struct):
+    """An agent whose stored document can't be read."""
+
+    id: str
+    error: str
+
+
 class AgentList(Struct):
-    items: list[Summary]
+    items: list[Summary | Unreadable]
     next_cursor: str | None
 
 
