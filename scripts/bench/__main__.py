@@ -23,7 +23,7 @@ Benchmark = Callable[[Lab, Scale], Awaitable[Finding]]
 _BENCHMARKS: dict[str, Benchmark] = {
     bench.NAME: bench.run for bench in (append_http, append_many, oplog_bytes, read_500)
 }
-_WIDTH = 150
+_WIDTH = 160
 
 
 def main(
@@ -38,20 +38,20 @@ def main(
         raise typer.BadParameter(f"unknown: {', '.join(sorted(unknown))}", param_hint="--only")
     configure_logging("warning", "console")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_measure(chosen, QUICK if quick else FULL, uri, json))
+        findings, around = runner.run(_measure(chosen, QUICK if quick else FULL, uri))
+    show(findings, around, Console(width=_WIDTH))
+    if json is not None:
+        json.write_bytes(orjson.dumps(as_json(findings, around), option=orjson.OPT_INDENT_2))
 
 
-async def _measure(chosen: list[str], scale: Scale, uri: str | None, json: Path | None) -> None:
+async def _measure(chosen: list[str], scale: Scale, uri: str | None) -> tuple[list[Finding], dict[str, str]]:
     progress = Console(stderr=True)
-    findings = []
+    findings: list[Finding] = []
     async with laboratory(uri) as lab:
         for name in chosen:
             progress.print(f"measuring {name} …")
             findings.append(await _BENCHMARKS[name](lab, scale))
-    around = surroundings(lab.server)
-    show(findings, around, Console(width=_WIDTH))
-    if json is not None:
-        json.write_bytes(orjson.dumps(as_json(findings, around), option=orjson.OPT_INDENT_2))
+    return findings, surroundings(lab.server)
 
 
 if __name__ == "__main__":

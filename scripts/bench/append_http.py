@@ -26,11 +26,12 @@ async def run(lab: Lab, scale: Scale) -> Finding:
     """Measure agents that are short and long already."""
     async with AsyncExitStack() as stack:
         runtime = await stack.enter_async_context(lab.runtime())
+        driver = await stack.enter_async_context(lab.driver())
         replica = await stack.enter_async_context(lab.replica())
         connection = await stack.enter_async_context(connected(replica.port))
         ways = {
-            _DRIVER: by_driver(runtime.mongo.agents),
-            "driver, guarded": by_guarded_driver(runtime.mongo.agents),
+            _DRIVER: by_driver(driver),
+            "driver, guarded": by_guarded_driver(driver),
             "holdfast, in process": by_service(runtime.agents),
             "holdfast, HTTP": by_http([connection]),
         }

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, AsyncExitStack, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import cycle
 from statistics import median
@@ -29,9 +29,10 @@ _ALONE = "holdfast, nothing shared"
 _HTTP = "holdfast, HTTP"
 _EXPECTED = {_SHARING: Bound("≥", 1.0), _ALONE: Bound("≥", 0.65)}
 _ABOUT = (
-    f"Throughput of {CLIENTS} clients, each with one append of a 1 KB step under way, agents of {_STEPS} steps known to "
-    "their writer. The driver's clients each await their update_one; 'guarded' has the version in its filter and $inc. "
-    "'nothing shared' is fold_limit=1, bulk_limit=1. All but HTTP run in the client's process; HTTP is for information."
+    f"Throughput of {CLIENTS} clients, each with one append of a 1 KB step under way; agents of {_STEPS} steps, known "
+    "to their writer. The driver's clients await an update_one each; the guarded ones have the version in its filter. "
+    "'nothing shared': fold_limit=1, bulk_limit=1. All but HTTP, which is for information, run in this process. "
+    "Noted: processor time per append, without the database's."
 )
 
 
@@ -52,37 +53,42 @@ class Crowd:
 
 
 class Processors:
-    """Of the turns over HTTP: the parts of one processor that the client's process and the replica's used."""
+    """Processor time per append, of this process and of the replica's."""
 
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
-        self._client: list[float] = []
+        self._own: list[float] = []
         self._served: list[float] = []
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Take note of what is done inside."""
-        wall, own, served = time.perf_counter(), time.process_time(), cpu_seconds(self._replica.pid)
+    def watched(self, appends: int) -> Iterator[None]:
+        """Take note of what the appends inside cost."""
+        own, served = time.process_time(), cpu_seconds(self._replica.pid)
         yield
-        wall = time.perf_counter() - wall
-        self._client.append((time.process_time() - own) / wall)
-        self._served.append((cpu_seconds(self._replica.pid) - served) / wall)
+        self._own.append((time.process_time() - own) / appends)
+        self._served.append((cpu_seconds(self._replica.pid) - served) / appends)
 
-    def __str__(self) -> str:
-        return f"client {median(self._client):.0%}, replica {median(self._served):.0%} of a processor"
+    def told(self, *, served: bool) -> str:
+        own = f"{median(self._own) * 1e6:.0f} µs"
+        return f"{own} client, {median(self._served) * 1e6:.0f} µs replica" if served else own
 
 
 async def run(lab: Lab, scale: Scale) -> Finding:
     """Measure an agent for each client, ten for each, and one for all."""
-    crowds = (Crowd(CLIENTS, scale.calls_each), Crowd(10 * CLIENTS, scale.calls_each), Crowd(1, scale.calls_each // 4 or 1))
+    crowds = (
+        Crowd(CLIENTS, scale.calls_each),
+        Crowd(10 * CLIENTS, scale.calls_each),
+        Crowd(1, scale.calls_each // 4 or 1),
+    )
     async with AsyncExitStack() as stack:
         sharing = await stack.enter_async_context(lab.runtime())
         alone = await stack.enter_async_context(lab.runtime(fold_limit=1, bulk_limit=1))
+        driver = await stack.enter_async_context(lab.driver())
         replica = await stack.enter_async_context(lab.replica())
         connections = [await stack.enter_async_context(connected(replica.port)) for _ in range(CLIENTS)]
         ways = {
-            _DRIVER: by_driver(sharing.mongo.agents),
-            "driver, guarded": by_guarded_driver(sharing.mongo.agents),
+            _DRIVER: by_driver(driver),
+            "driver, guarded": by_guarded_driver(driver),
             _SHARING: by_service(sharing.agents),
             _ALONE: by_service(alone.agents),
             _HTTP: by_http(connections),
@@ -91,25 +97,25 @@ async def run(lab: Lab, scale: Scale) -> Finding:
     return Finding(NAME, _ABOUT, rows)
 
 
-async def _compare(runtime: Runtime, replica: Replica, ways: Mapping[str, Way], crowd: Crowd, scale: Scale) -> list[Row]:
-    processors = Processors(replica)
-    watched = {_HTTP: processors.watched}
-    variants = [_variant(runtime, name, way, crowd, watched.get(name, nullcontext)) for name, way in ways.items()]
+async def _compare(
+    runtime: Runtime, replica: Replica, ways: Mapping[str, Way], crowd: Crowd, scale: Scale
+) -> list[Row]:
+    processors = {name: Processors(replica) for name in ways}
+    variants = [_variant(runtime, name, way, crowd, processors[name]) for name, way in ways.items()]
     figures = await take_turns(variants, scale.rounds)
-    notes = {_HTTP: str(processors)}
+    notes = {name: each.told(served=name == _HTTP) for name, each in processors.items()}
     return compared(crowd.name, "/s", figures, against=_DRIVER, expected=_EXPECTED, notes=notes)
 
 
-def _variant(
-    runtime: Runtime, name: str, way: Way, crowd: Crowd, watched: Callable[[], AbstractContextManager[None]]
-) -> Variant:
+def _variant(runtime: Runtime, name: str, way: Way, crowd: Crowd, processors: Processors) -> Variant:
     async def turn() -> list[float]:
         agents = list(await asyncio.gather(*(make_agent(runtime.agents, _STEPS) for _ in range(crowd.agents))))
         await _append(way, crowd, agents, len(crowd.share(0, agents)))
-        with watched():
+        appends = CLIENTS * crowd.calls_each
+        with processors.watched(appends):
             started = time.perf_counter()
             await _append(way, crowd, agents, crowd.calls_each)
-            return [CLIENTS * crowd.calls_each / (time.perf_counter() - started)]
+            return [appends / (time.perf_counter() - started)]
 
     return Variant(name, turn)
 

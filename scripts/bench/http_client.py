@@ -18,32 +18,43 @@ class UnexpectedAnswer(Exception):
 
 
 class Connection:
-    """One connection to a replica; one request at a time."""
+    """One connection to a replica, opened again when the replica let go of it; one request at a time."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._socket: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def send(self, request: bytes, *, expect: int) -> bytes:
         """The body of the answer. Raises UnexpectedAnswer, which quotes it, for another status."""
-        self._writer.write(request)
-        head = await self._reader.readuntil(_END_OF_HEAD)
-        body = await self._reader.readexactly(_content_length(head))
+        reader, writer = await self._open()
+        writer.write(request)
+        head = await reader.readuntil(_END_OF_HEAD)
+        body = await reader.readexactly(_content_length(head))
         status = int(head[9:12])
         if status != expect:
             raise UnexpectedAnswer(f"{status} instead of {expect}: {body[:300].decode(errors='replace')}")
         return body
 
+    async def close(self) -> None:
+        if self._socket is not None:
+            self._socket[1].close()
+            self._socket = None
+
+    async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._socket is None or self._socket[0].at_eof():
+            await self.close()
+            self._socket = await asyncio.open_connection("127.0.0.1", self._port)
+        return self._socket
+
 
 @asynccontextmanager
 async def connected(port: int) -> AsyncIterator[Connection]:
     """A connection to the replica on this port of the loopback."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    connection = Connection(port)
     try:
-        yield Connection(reader, writer)
+        yield connection
     finally:
-        writer.close()
-        await writer.wait_closed()
+        await connection.close()
 
 
 def post(path: str, body: bytes) -> bytes:

@@ -13,13 +13,19 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
+from pymongo import AsyncMongoClient
+
 from app.config import Settings
-from app.mongo import open_client
+from app.mongo import Collection, open_client
+from app.mongod import EmbeddedServer
 from app.runtime import Runtime, running
+from models.agent import Agent
 from scripts.bench.http_client import UnexpectedAnswer, connected, get
 
+_SERVE = "from app.cli import main; main()"
 _STARTING_SECONDS = 30.0
 _STOPPING_SECONDS = 15.0
 
@@ -41,21 +47,18 @@ class Lab:
     folder: Path
     server: str
 
-    def settings(self, *, fold_limit: int | None = None, bulk_limit: int | None = None) -> Settings:
-        """The service's settings, defaults but for what is given."""
-        given = {"fold_limit": fold_limit, "bulk_limit": bulk_limit}
-        return Settings(
-            mongodb_uri=self.uri,
-            mongodb_database=self.database,
-            data=self.folder,
-            **{name: value for name, value in given.items() if value is not None},
-        )
+    @asynccontextmanager
+    async def runtime(self, **changed: int) -> AsyncIterator[Runtime]:
+        """A replica's parts in this process; default settings but for those that are given."""
+        settings = Settings(mongodb_uri=self.uri, mongodb_database=self.database, data=self.folder)
+        async with running(settings.model_copy(update=changed), self.uri) as runtime:
+            yield runtime
 
     @asynccontextmanager
-    async def runtime(self, *, fold_limit: int | None = None, bulk_limit: int | None = None) -> AsyncIterator[Runtime]:
-        """A replica's parts in this process."""
-        async with running(self.settings(fold_limit=fold_limit, bulk_limit=bulk_limit), self.uri) as runtime:
-            yield runtime
+    async def driver(self) -> AsyncIterator[Collection]:
+        """The agents collection as a user of the bare driver has it: its defaults, majority and journal asked for."""
+        async with AsyncMongoClient[dict[str, Any]](self.uri, w="majority", journal=True) as client:
+            yield client[self.database][Agent.Settings.name]
 
     @asynccontextmanager
     async def replica(self) -> AsyncIterator[Replica]:
@@ -64,7 +67,7 @@ class Lab:
         here = {"MONGODB_URI": self.uri, "MONGODB_DATABASE": self.database, "HOLDFAST_DATA": str(self.folder)}
         with (self.folder / f"replica-{port}.log").open("wb") as log:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "app.cli", "serve", "--host", "127.0.0.1", "--port", str(port)),
+                *(sys.executable, "-c", _SERVE, "serve", "--host", "127.0.0.1", "--port", str(port)),
                 env={**os.environ, **here},
                 cwd=Path(__file__).parents[2],
                 stdout=log,
@@ -82,7 +85,7 @@ async def laboratory(uri: str | None) -> AsyncIterator[Lab]:
     """A lab over the replica set at `uri`, or over an embedded one of its own."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="holdfast-bench-")))
-        address = uri or await stack.enter_async_context(_embedded(folder))
+        address = uri if uri is not None else await stack.enter_async_context(_embedded(folder))
         database = f"holdfast_bench_{uuid4().hex[:12]}"
         client = open_client(address)
         stack.push_async_callback(client.close)
@@ -102,8 +105,11 @@ def cpu_seconds(pid: int) -> float:
 
 @asynccontextmanager
 async def _embedded(folder: Path) -> AsyncIterator[str]:
-    raise NotImplementedError
-    yield ""
+    server = EmbeddedServer(folder)
+    try:
+        yield await asyncio.to_thread(server.start)
+    finally:
+        await asyncio.to_thread(server.stop)
 
 
 async def _until_ready(port: int, process: asyncio.subprocess.Process) -> None:

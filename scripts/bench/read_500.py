@@ -9,6 +9,7 @@ import orjson
 from app.agents import Freshness
 from app.api import views
 from app.api.answers import encode
+from app.mongo import Collection
 from app.runtime import Runtime
 from models.agent import Agent, AgentRecord
 from models.tenant import ANONYMOUS
@@ -32,12 +33,13 @@ async def run(lab: Lab, scale: Scale) -> Finding:
     """Measure one agent, read by everybody."""
     async with AsyncExitStack() as stack:
         runtime = await stack.enter_async_context(lab.runtime())
+        collection = await stack.enter_async_context(lab.driver())
         replica = await stack.enter_async_context(lab.replica())
         connection = await stack.enter_async_context(connected(replica.port))
         agent = await make_agent(runtime.agents, _STEPS)
         variants = [
             Variant(_BEANIE, _by_beanie(agent, scale)),
-            Variant("driver, find_one", _by_driver(runtime, agent, scale)),
+            Variant("driver, find_one", _by_driver(collection, agent, scale)),
             Variant("holdfast, in process", _by_service(runtime, agent, scale)),
             Variant("holdfast, HTTP", _by_http(connection, agent, scale)),
         ]
@@ -54,9 +56,9 @@ def _by_beanie(agent: AgentRecord, scale: Scale) -> Turn:
     return lambda: milliseconds_each(read, scale.calls)
 
 
-def _by_driver(runtime: Runtime, agent: AgentRecord, scale: Scale) -> Turn:
+def _by_driver(collection: Collection, agent: AgentRecord, scale: Scale) -> Turn:
     async def read() -> bytes:
-        return orjson.dumps(await runtime.mongo.agents.find_one({"_id": agent.id}))
+        return orjson.dumps(await collection.find_one({"_id": agent.id}))
 
     return lambda: milliseconds_each(read, scale.calls)
 

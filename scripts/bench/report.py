@@ -130,8 +130,10 @@ def _table(finding: Finding) -> Table:
     table = Table(title=finding.name, caption=finding.about, title_justify="left", caption_justify="left")
     for name in ("case", "variant"):
         table.add_column(name)
-    for name in ("median", "middle half", "ratio", "middle half", "expected"):
+    for name in ("median", "middle half", "ratio", "middle half"):
         table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("to")
+    table.add_column("expected", justify="right", no_wrap=True)
     table.add_column("note")
     before = ""
     for row in finding.rows:
@@ -148,17 +150,22 @@ def _cells(row: Row, *, shown: bool) -> tuple[str, ...]:
     return (
         row.case if shown else "",
         row.variant,
-        f"{row.figure.median:,.2f} {row.unit}",
+        f"{_short(row.figure.median)} {row.unit}",
         _middle(row.figure),
         ratio,
         middle,
+        row.against or "",
         verdict,
         row.note,
     )
 
 
 def _middle(spread: Spread) -> str:
-    return f"{spread.low:,.2f} to {spread.high:,.2f}"
+    return f"{_short(spread.low)}–{_short(spread.high)}"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
 
 
 def _processor() -> str:

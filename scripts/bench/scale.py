@@ -16,5 +16,5 @@ class Scale:
     """Of each of many clients."""
 
 
-FULL = Scale(rounds=15, calls=60, calls_each=40)
+FULL = Scale(rounds=11, calls=40, calls_each=20)
 QUICK = Scale(rounds=3, calls=10, calls_each=5)

@@ -23,7 +23,7 @@ _BODY = orjson.dumps(GIVEN)
 
 
 def by_driver(collection: Collection) -> Way:
-    """One `update_one` that sets the step under its id: no version, no order, no HEAD; the least that an append can be."""
+    """One `update_one` that sets the step under its id: no version, order or HEAD; the least that an append can be."""
 
     async def append(_: int, agent: AgentRecord) -> object:
         return await collection.update_one({"_id": agent.id}, {"$set": _assigned(agent)})
