@@ -18,7 +18,7 @@ from app.mongo import CODEC
 from app.store import Committed, Move, Once, Store
 from app.vault import Vault
 from models import profile, results, tree
-from models.agent import AgentRecord, create, delete
+from models.agent import MAIN, AgentRecord, create, delete
 from models.change import Change, Stamp
 from models.commit import Guard
 from models.errors import Forbidden, InvalidRequest, TooLarge
@@ -101,6 +101,7 @@ class Agents:
         draft = AgentRecord(
             id=key,
             tenant=scope.tenant,
+            branch=MAIN,
             **fields,
             owner=_owner_for(scope, spec.get("owner")),
             settings=with_defaults(spec.get("settings") or {}),

@@ -73,7 +73,7 @@ class AgentRecord(BaseModel):
     forked_from: JsonObject | None = None
 
     head: str = ROOT
-    branch: str | None = Field(default=MAIN, description="The current branch; not stored while HEAD is detached.")
+    branch: str | None = Field(default=None, description="The current branch, a field name; None: HEAD is detached.")
     branches: dict[str, str] = Field(default_factory=lambda: {MAIN: ROOT}, description="Keys are field names.")
     redo: list[str] = Field(default_factory=list, description="HEADs that were reverted, the latest last.")
     seq: int = 0
@@ -89,8 +89,7 @@ class AgentRecord(BaseModel):
     @classmethod
     def of(cls, document: Mapping[str, Any], size_bytes: int | None = None) -> AgentRecord:
         """The record of a stored document, taken as it is: only this program's own writes are read this way."""
-        known = {"size_bytes": size_bytes, "branch": None, **document, "id": document["_id"]}
-        return cls.model_construct(**known)
+        return cls.model_construct(**{"size_bytes": size_bytes, **document, "id": document["_id"]})
 
     @property
     def name_in_tenant(self) -> str:

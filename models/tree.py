@@ -165,6 +165,7 @@ def fork(record: AgentRecord, key: str, at: str | None, name: str | None) -> Age
         name=record.name if name is None else name,
         **{field: getattr(record, field) for field in _INHERITED},
         head=leaf,
+        branch=MAIN,
         branches={MAIN: leaf},
         seq=record.steps[leaf]["seq"] if path else 0,
         step_count=len(path),
