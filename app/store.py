@@ -377,13 +377,15 @@ class Store:
         """Bring every request of the batch to its end."""
         certain = False
         backoff = _Backoff()
-        while batch := [request for request in batch if not request.given_up]:
+        while batch := _awaited(batch):
             if lane.basis is None:
                 await self._refresh(lane, strong=certain)
             if lane.basis is None:
                 await backoff.pause()
                 continue
             if await self._replayed(lane.basis, batch[0]):
+                return
+            if not (batch := _awaited(batch)):  # meanwhile told that nothing was written
                 return
             trial = _Trial(lane.basis, lane.bound, batch, self._stamp(batch[0]), self._settings.agent_limit_bytes)
             if trial.writes(certain=certain):
@@ -405,12 +407,13 @@ class Store:
         Afterwards the lane's basis is the agent as it is now, or unknown.
         """
         op = self._clock.new_id()
-        for request in trial.requests:
+        doubtless = [request for request in trial.requests if not request.sent]
+        for request in doubtless:
             request.sent = True
         once = trial.requests[0].once
         outcome = await (self._write_once(lane, trial, once, op) if once else self._write(lane, trial, op))
         if outcome is not Outcome.APPLIED:
-            for request in trial.requests:
+            for request in doubtless:  # what an earlier transaction left unknown stays so
                 request.sent = outcome is Outcome.UNKNOWN
             return False
         self._remember(lane, trial.record, trial.size)
@@ -459,22 +462,41 @@ class Store:
         self._remember(lane, None)
         write = trial.write(op) if trial.changes else None
         record = self._once_record(trial, once, op)
-        try:
-            with pymongo.timeout(self._settings.attempt_seconds):
-                async with self._mongo.client.start_session() as session, await session.start_transaction():
-                    # unscoped: the record's id is made from the tenant
-                    await self._mongo.idempotency.delete_one(
-                        {"_id": once.id, "expires_at": {"$lte": trial.stamp.now}}, session=session
-                    )
-                    await self._mongo.idempotency.insert_one(record, session=session)
-                    if write is not None and not await self._matches_in(session, write):
-                        await session.abort_transaction()
-                        return Outcome.MISSED
-        except PyMongoError as error:
-            unknown = error.has_error_label("UnknownTransactionCommitResult")
-            self._metrics.unknown.inc(int(unknown))
-            return Outcome.UNKNOWN if unknown else Outcome.MISSED
+        async with self._mongo.client.start_session() as session:
+            try:
+                with pymongo.timeout(self._settings.attempt_seconds):
+                    async with await session.start_transaction():
+                        # unscoped: the record's id is made from the tenant
+                        await self._mongo.idempotency.delete_one(
+                            {"_id": once.id, "expires_at": {"$lte": trial.stamp.now}}, session=session
+                        )
+                        await self._mongo.idempotency.insert_one(record, session=session)
+                        if write is not None and not await self._matches_in(session, write):
+                            await session.abort_transaction()
+                            return Outcome.MISSED
+            except PyMongoError as error:
+                await self._close(session)
+                unknown = error.has_error_label("UnknownTransactionCommitResult")
+                self._metrics.unknown.inc(int(unknown))
+                return Outcome.UNKNOWN if unknown else Outcome.MISSED
         return Outcome.APPLIED
+
+    async def _close(self, session: AsyncClientSession) -> None:
+        """See to it that the session's transaction is over on the server, where it may hold its locks for a minute.
+
+        An abort may overtake what it is to end; a newer transaction of the same session ends all before it for good.
+        """
+        backoff = _Backoff()
+        while True:
+            try:
+                with pymongo.timeout(self._settings.attempt_seconds):
+                    async with await session.start_transaction():
+                        # unscoped: looks for nothing
+                        await self._mongo.idempotency.find_one({"_id": ""}, session=session)
+            except PyMongoError:
+                await backoff.pause()
+            else:
+                return
 
     async def _matches_in(self, session: AsyncClientSession, write: Write) -> bool:
         result = await self._mongo.agents.bulk_write([write], session=session)
@@ -563,6 +585,11 @@ class Store:
         self._metrics.folded.inc(len(trial.changes) - 1)
         for change in trial.changes:
             self._metrics.commits.labels("+".join(change.kinds)).inc()
+
+
+def _awaited(batch: Sequence[_Request]) -> list[_Request]:
+    """The requests that have not been answered `Unavailable` yet."""
+    return [request for request in batch if not request.given_up]
 
 
 class _Backoff:
