@@ -247,7 +247,7 @@ class Store:
             metrics,
             limit=settings.bulk_limit,
             flights=settings.flights,
-            seconds=settings.attempt_seconds,
+            seconds=settings.call_seconds,
         )
         self._lanes: OrderedDict[str, _Lane] = OrderedDict()
         self._basis_bytes = 0
@@ -283,7 +283,7 @@ class Store:
         wanted = scope.filter({**query, "deleted_at": None})
         wanted["_id"] = {"$gt": f"{scope.tenant}:{after or ''}", "$lt": f"{scope.tenant};"}
         projection = {**dict.fromkeys(fields, 1), "size_bytes": {"$bsonSize": "$$ROOT"}}
-        with _unavailable_when_failing(self._settings.attempt_seconds):
+        with _unavailable_when_failing(self._settings.call_seconds):
             return await self._mongo.agents.find(wanted, projection).sort("_id", 1).limit(limit).to_list()
 
     async def commit(
@@ -295,8 +295,9 @@ class Store:
         guard: Guard = _NO_GUARD,
         once: Once | None = None,
         creates: bool = False,
+        spent: float = 0.0,
     ) -> Committed:
-        """Apply the move and make it durable. Answers within the deadline, whatever the database does.
+        """Apply the move and make it durable. Answers within the deadline (less the seconds spent on it before).
 
         The move may run several times, each time on another state of the agent; with `creates` also on none.
         Raises what the move or guard raises; NotFound; TooLarge; Conflict while the same `once` runs here;
@@ -306,7 +307,7 @@ class Store:
         with self._alone(once), self._metrics.commit_seconds.time():
             self._enqueue(scope.agent_key(agent), request)
             try:
-                async with asyncio.timeout(self._settings.deadline_seconds):
+                async with asyncio.timeout(self._settings.commit_seconds - spent):
                     return await request.done
             except TimeoutError:
                 raise self._too_late(request) from None
@@ -464,7 +465,7 @@ class Store:
         record = self._once_record(trial, once, op)
         async with self._mongo.client.start_session() as session:
             try:
-                with pymongo.timeout(self._settings.attempt_seconds):
+                with pymongo.timeout(self._settings.call_seconds):
                     async with await session.start_transaction():
                         # unscoped: the record's id is made from the tenant
                         await self._mongo.idempotency.delete_one(
@@ -489,7 +490,7 @@ class Store:
         backoff = _Backoff()
         while True:
             try:
-                with pymongo.timeout(self._settings.attempt_seconds):
+                with pymongo.timeout(self._settings.call_seconds):
                     async with await session.start_transaction():
                         # unscoped: looks for nothing
                         await self._mongo.idempotency.find_one({"_id": ""}, session=session)
@@ -521,7 +522,7 @@ class Store:
         if once is None or not (request.creates or request.sees(basis)):
             return False
         try:
-            with pymongo.timeout(self._settings.attempt_seconds):
+            with pymongo.timeout(self._settings.call_seconds):
                 found = await self._mongo.idempotency.find_one({"_id": once.id, "tenant": request.scope.tenant})
         except PyMongoError:
             return False
@@ -545,13 +546,13 @@ class Store:
         return True
 
     async def _read_or_fail(self, key: str, *, strong: bool) -> AgentRecord:
-        with _unavailable_when_failing(self._settings.attempt_seconds):
+        with _unavailable_when_failing(self._settings.call_seconds):
             return await self._read(key, strong=strong)
 
     async def _read(self, key: str, *, strong: bool) -> AgentRecord:
         """The agent's document as a record; version 0 when there is none."""
         source = self._mongo.agents_raw_linearizable if strong else self._mongo.agents_raw
-        with pymongo.timeout(self._settings.attempt_seconds):
+        with pymongo.timeout(self._settings.call_seconds):
             # unscoped: the key begins with the tenant
             raw: RawBSONDocument | None = await source.find_one({"_id": key})
         if raw is None:
