@@ -438,6 +438,7 @@ def _write_private(path: Path, text: str) -> None:
     fresh = path.with_name(f"{path.name}.new")
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
+        os.fchmod(descriptor, 0o600)
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
