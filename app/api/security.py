@@ -57,8 +57,15 @@ class Doorkeeper:
             raise Forbidden(f"The host '{name[:128]}' is not served here: add it to HOLDFAST_ALLOWED_HOSTS.")
         if origin is None or origin.rstrip("/").lower() in self._origins:
             return
-        if urlsplit(origin).netloc.lower() != (host or "").lower():
+        if _netloc(origin) != (host or "").lower():
             raise Forbidden("Pages of this origin are not served: add it to HOLDFAST_ALLOWED_ORIGINS.")
+
+
+def _netloc(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def _host_name(host: str | None) -> str:

@@ -1,0 +1,27 @@
+"""The same replicas and callers as in the tests of the API."""
+
+from tests.api.conftest import (
+    api,
+    data,
+    keyed,
+    keyed_settings,
+    mongo,
+    new_database,
+    new_key,
+    open_settings,
+    pytest_collection_modifyitems,
+    tenant,
+)
+
+__all__ = [
+    "api",
+    "data",
+    "keyed",
+    "keyed_settings",
+    "mongo",
+    "new_database",
+    "new_key",
+    "open_settings",
+    "pytest_collection_modifyitems",
+    "tenant",
+]
