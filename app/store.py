@@ -228,6 +228,8 @@ class _Trial:
         except (BSONError, OverflowError) as error:
             raise InvalidRequest(f"A value can't be stored: {error}.") from error
         size = growth if self.record.version == 0 else self.size + growth
+        if size > limit:  # what is replaced was counted as well: count anew
+            size = change.record.stored_bytes()
         if size > limit:
             raise TooLarge("The agent", limit, size)
         self.size = size
@@ -436,6 +438,8 @@ class Store:
             await backoff.pause()
         self._remember(lane, None)
         if outcome is Outcome.REFUSED:
+            if backoff.pauses:
+                raise Unavailable("The database refuses to say what became of the write: read the agent.", written=None)
             raise Unavailable("The database refuses the write; nothing was written.", written=False)
         if outcome is not Outcome.APPLIED and (backoff.pauses or outcome is Outcome.UNSURE):
             outcome = await self._settled(lane, trial, op)
