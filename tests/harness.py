@@ -14,10 +14,11 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import pairwise
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -166,7 +167,8 @@ class Replica:
             return None
 
     def _ready(self) -> bool:
-        assert self._child is not None and self._child.is_alive(), f"{self.name} ended:\n{self._log.read_text()[-4000:]}"
+        assert self._child is not None
+        assert self._child.is_alive(), f"{self.name} ended:\n{self._log.read_text()[-4000:]}"
         return self.readiness() == 200
 
     def client(self, seconds: float = 60.0) -> httpx.AsyncClient:
@@ -273,10 +275,8 @@ class Recorder:
         """Send a write and record how it ended, also when the replica dies meanwhile."""
         started = time.monotonic()
         answer: httpx.Response | None = None
-        try:
+        with suppress(httpx.TransportError):
             answer = await client.request(method, path, **request)
-        except httpx.TransportError:
-            pass
         attempt = Attempt(kind, mark, answer, time.monotonic() - started)
         self.attempts.append(attempt)
         return attempt
@@ -405,7 +405,7 @@ def assert_one_chain(steps: Iterable[Mapping[str, Any]]) -> None:
     steps = list(steps)
     assert [step["seq"] for step in steps] == list(range(1, len(steps) + 1))
     versions = [step["version"] for step in steps]
-    assert all(earlier < later for earlier, later in zip(versions, versions[1:], strict=False)), versions
+    assert all(earlier < later for earlier, later in pairwise(versions)), versions
     parents = ["root", *(step["id"] for step in steps)]
     assert [step["parent_id"] for step in steps] == parents[: len(steps)], "the steps are not one chain"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import cycle, islice
 from uuid import uuid4
 
@@ -46,7 +46,9 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
         yield parts
 
 
-async def test_killed_database_loses_nothing_acknowledged(deployed: Deployment) -> None:
+async def test_killed_database_loses_nothing_acknowledged(
+    deployed: Deployment, record_property: Callable[[str, object], None]
+) -> None:
     """Each acknowledged write is there once, each denied one is not; seq and versions add up; service comes back."""
     database, replicas = deployed
     recorder = Recorder()
@@ -74,7 +76,7 @@ async def test_killed_database_loses_nothing_acknowledged(deployed: Deployment) 
             again = await write(recorder, clients[1], agent, attempt.kind, attempt.mark)
             assert again.acknowledged, str(again)
         assert_truthful(recorder, await read_marks(clients[1], agent))
-    print(recorder.tally())
+    record_property("writes", recorder.tally())
 
 
 async def test_readiness_follows_the_database(deployed: Deployment) -> None:
