@@ -47,7 +47,8 @@ def check_limits(value: Any, settings: Settings) -> None:
     """Raise InvalidRequest when a JSON value breaks a limit: depth, keys (of each item of `steps`), integers, NUL."""
     budget = _KeyBudget(settings.json_keys)
     stack: list[tuple[Any, int]] = [(value, 1)]
-    steps = value.get("steps") if isinstance(value, dict) else None
+    batch = value.get("steps") if isinstance(value, dict) else None
+    steps = batch if isinstance(batch, list) else None
     while stack:
         item, depth = stack.pop()
         if isinstance(item, dict | list):
