@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import typer
@@ -11,7 +12,7 @@ from rich.console import Console
 
 from app.config import Settings
 from app.mongo import check
-from app.mongod import EmbeddedServer
+from app.mongod import EmbeddedServer, Watchdog
 from app.runtime import Runtime, running
 
 T = TypeVar("T")
@@ -33,19 +34,35 @@ def answer(text: str) -> None:
     typer.echo(text)
 
 
-def database_uri(settings: Settings) -> str:
-    """The database to use: MONGODB_URI, or the embedded one, started if need be. Raises EmbeddedError."""
-    return settings.mongodb_uri or EmbeddedServer(settings.data).start()
+@contextmanager
+def database(settings: Settings, *, watched: bool = False) -> Iterator[str]:
+    """The URI of the database to use: MONGODB_URI, or the embedded one.
+
+    The embedded one is started if need be (and again, when `watched`), and stopped in the end if this was its last
+    user and nobody started it by hand. Raises EmbeddedError.
+    """
+    if settings.mongodb_uri:
+        yield settings.mongodb_uri
+        return
+    server = EmbeddedServer(settings.data)
+    with ExitStack() as stack:
+        stack.callback(server.leave)
+        uri = server.join()
+        if watched:
+            watchdog = Watchdog(server)
+            watchdog.start()
+            stack.callback(watchdog.stop)
+        yield uri
 
 
 def with_runtime(work: Callable[[Runtime], Coroutine[Any, Any, T]]) -> T:
     """Do some work on the database of the settings. Raises DatabaseProblem when it can't be used."""
     settings = Settings()
-    uri = database_uri(settings)
 
-    async def run() -> T:
+    async def run(uri: str) -> T:
         await check(uri)
         async with running(settings, uri) as runtime:
             return await work(runtime)
 
-    return asyncio.run(run())
+    with database(settings) as uri:
+        return asyncio.run(run(uri))

@@ -40,7 +40,7 @@ def _passes(name: str, probe: Callable[[Settings], str], settings: Settings) -> 
 
 
 def _database(settings: Settings) -> str:
-    if settings.mongodb_uri is not None:
+    if settings.mongodb_uri:
         asyncio.run(check(settings.mongodb_uri))
         return "MONGODB_URI leads to a writable replica set"
     server = EmbeddedServer(settings.data)
@@ -55,5 +55,5 @@ def _secret_keys(settings: Settings) -> str:
     open_vault(settings.secret_keys, settings.data)
     if settings.secret_keys:
         return f"{len(settings.secret_keys)} from HOLDFAST_SECRET_KEYS"
-    note = "" if settings.mongodb_uri is None else "; replicas elsewhere need the same one in HOLDFAST_SECRET_KEYS"
+    note = "; replicas elsewhere need the same one in HOLDFAST_SECRET_KEYS" if settings.mongodb_uri else ""
     return f"one generated in {settings.data / 'secret.key'}{note}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import socket
 from collections.abc import Iterator
 from typing import Annotated
@@ -11,10 +12,9 @@ from typing import Annotated
 import typer
 import uvicorn
 
-from app.cli.console import Failure, say
+from app.cli.console import Failure, database, say
 from app.config import Settings
 from app.mongo import check
-from app.mongod import EmbeddedServer, Watchdog
 from app.runtime import Runtime, create_replica
 from app.telemetry import configure_logging
 
@@ -32,9 +32,15 @@ def serve(
     given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     settings = Settings().model_copy(update=given)
     configure_logging(settings.log_level, settings.log_format)
-    with _listening(settings) as listener, _database(settings) as uri:
+    signal.signal(signal.SIGTERM, _end)
+    with _listening(settings) as listener, database(settings, watched=True) as uri:
         asyncio.run(_refuse_unfit(settings, uri))
         _run(settings, uri, listener)
+
+
+def _end(*_: object) -> None:
+    """SIGTERM ends the program as Ctrl-C does: through everything that is to be undone. It was asked for: code 0."""
+    raise SystemExit(0)
 
 
 @contextlib.contextmanager
@@ -51,24 +57,6 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
         yield listener
 
 
-@contextlib.contextmanager
-def _database(settings: Settings) -> Iterator[str]:
-    if settings.mongodb_uri is not None:
-        yield settings.mongodb_uri
-        return
-    server = EmbeddedServer(settings.data)
-    try:
-        uri = server.join()
-        watchdog = Watchdog(server)
-        watchdog.start()
-        try:
-            yield uri
-        finally:
-            watchdog.stop()
-    finally:
-        server.leave()
-
-
 async def _refuse_unfit(settings: Settings, uri: str) -> None:
     await check(uri)
     runtime = Runtime(settings, uri)
@@ -83,12 +71,16 @@ async def _refuse_unfit(settings: Settings, uri: str) -> None:
 class _Server(uvicorn.Server):
     """Tells people when it is ready."""
 
+    def __init__(self, config: uvicorn.Config, database: str) -> None:
+        super().__init__(config)
+        self._database = database
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started and sockets:
             host, port = sockets[0].getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
-            say(f"serving http://{shown}:{port} (Ctrl-C stops)")
+            say(f"serving http://{shown}:{port} ({self._database}; Ctrl-C stops)")
 
 
 def _run(settings: Settings, uri: str, listener: socket.socket) -> None:
@@ -99,9 +91,10 @@ def _run(settings: Settings, uri: str, listener: socket.socket) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=75,
         timeout_graceful_shutdown=int(settings.shutdown_seconds),
     )
-    server = _Server(config)
+    server = _Server(config, "MONGODB_URI" if settings.mongodb_uri else f"embedded database in {settings.data}")
     server.run(sockets=[listener])
     if not server.started:
         raise Failure("The replica did not start; the log above says why.")
