@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from msgspec import UNSET, Struct, UnsetType
@@ -104,7 +105,10 @@ class Unreadable(Struct):
     error: str
 
 
-class AgentList(Struct):
+@dataclass
+class AgentList:
+    """No Struct: those take no union of two Structs."""
+
     items: list[Summary | Unreadable]
     next_cursor: str | None
 
