@@ -14,7 +14,7 @@ from app.api.answers import Answer, encode, no_content, page, reply
 from app.api.bodies import CreateBody, DelegateBody, ForkBody, PatchBody
 from app.api.call import AgentId, Caller, Reading, Verbs, Writing
 from app.api.paging import DEFAULT_LIMIT, MAX_LIMIT, agent_after, agents_cursor
-from app.api.routes import DRIVE, IMPORT, READ, WRITE
+from app.api.routes import DRIVE, IMPORT, READ, WRITE, gone
 from app.store import Committed
 from app.telemetry import get_logger
 from models.agent import AgentRecord
@@ -116,7 +116,7 @@ class AgentRoutes(Controller):
         changes = data.given()
         return await guarded.answer(lambda terms: agents.patch(guarded.caller, agent_id, changes, terms), _whole)
 
-    @delete("/{agent_id:str}", **WRITE, summary="Delete an agent")
+    @delete("/{agent_id:str}", **gone(WRITE), summary="Delete an agent")
     async def remove(self, agent_id: AgentId, guarded: Writing, agents: Verbs) -> Answer[None]:
         return await guarded.answer(lambda terms: agents.delete(guarded.caller, agent_id, terms), _gone)
 
@@ -144,7 +144,7 @@ class AgentRoutes(Controller):
             lambda done: reply(masked(done.record.delegate), done.record.version),
         )
 
-    @delete("/{agent_id:str}/delegate", **WRITE, summary="Forget the delegate")
+    @delete("/{agent_id:str}/delegate", **gone(WRITE), summary="Forget the delegate")
     async def delete_delegate(self, agent_id: AgentId, guarded: Writing, agents: Verbs) -> Answer[None]:
         return await guarded.answer(lambda terms: agents.set_delegate(guarded.caller, agent_id, None, terms), _gone)
 

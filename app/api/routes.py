@@ -47,6 +47,12 @@ def _kind(*rights: Right, changes: bool, wrapped: int = 0) -> dict[str, Any]:
     return {"opt": opt, "responses": responses, **decoding}
 
 
+def gone(kind: dict[str, Any]) -> dict[str, Any]:
+    """The kind, for a route that answers 204 and nothing else."""
+    nothing = ResponseSpec(data_container=None, generate_examples=False, description="Done; there is nothing to show.")
+    return {**kind, "responses": {**kind["responses"], 204: nothing}}
+
+
 READ = _kind(Right.READ, Right.RUNNER, changes=False)
 """Shows agents."""
 

@@ -14,7 +14,7 @@ from app.api.answers import Answer, no_content, page, reply
 from app.api.bodies import BranchBody, HeadBody, ResultBody, RevertBody, StepBatch, StepsBody
 from app.api.call import AgentId, Reading, Verbs, Writing
 from app.api.paging import DEFAULT_LIMIT, steps_cursor, steps_window
-from app.api.routes import DRIVE, READ
+from app.api.routes import DRIVE, READ, gone
 from app.store import Committed
 from models.agent import AgentRecord, Step
 from models.commit import Reply
@@ -135,7 +135,7 @@ class StepRoutes(Controller):
             ),
         )
 
-    @delete("/branches/{name:str}", **DRIVE, summary="Forget a branch; its steps stay")
+    @delete("/branches/{name:str}", **gone(DRIVE), summary="Forget a branch; its steps stay")
     async def delete_branch(
         self, agent_id: AgentId, name: FromPath[str], guarded: Writing, agents: Verbs
     ) -> Answer[None]:
