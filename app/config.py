@@ -41,7 +41,7 @@ class Settings(BaseSettings):
         default=(), description="Base64 keys of 32 bytes, comma-separated: the first seals, all open."
     )
 
-    log_level: str = "info"
+    log_level: str = Field(default="info", pattern="(?i)^(debug|info|warning|error|critical)$")
     log_format: str = Field(default="auto", pattern="^(auto|json|console)$")
 
     body_limit_bytes: int = Field(default=8 * MIB, ge=1024)

@@ -6,7 +6,7 @@ import sys
 
 import typer
 from pydantic import ValidationError
-from pymongo.errors import PyMongoError
+from pymongo.errors import ConfigurationError, PyMongoError
 
 from app.cli import database, doctor, imports, keys, serve
 from app.cli.console import Failure, say
@@ -69,9 +69,17 @@ def _told(error: Exception) -> int:
         say(error.detail)
     elif isinstance(error, ValidationError):
         for wrong in error.errors():
-            say(f"HOLDFAST_{'_'.join(map(str, wrong['loc'])).upper()}: {wrong['msg']}")
+            say(f"{_variable(wrong['loc'])}: {wrong['msg']}")
+    elif isinstance(error, ConfigurationError):
+        say(f"MONGODB_URI is not a usable address: {error}.")
     elif isinstance(error, PyMongoError):
         say(f"The database failed ({type(error).__name__}): is it running? 'holdfast doctor' looks closer.")
     else:
         say(f"Something unforeseen failed: {type(error).__name__}: {error}")
     return 1
+
+
+def _variable(where: tuple[int | str, ...]) -> str:
+    """The environment variable that a setting was read from."""
+    name = "_".join(map(str, where)).upper()
+    return name if name.startswith("MONGODB_") else f"HOLDFAST_{name}"

@@ -36,10 +36,11 @@ if sys.argv[2] == "join":
 
 @pytest.fixture
 def data(tmp_path: Path) -> Iterator[Path]:
-    """A data directory, whose server is stopped at the end."""
+    """A data directory, whose server is gone at the end."""
     folder = tmp_path / "data"
     yield folder
-    EmbeddedServer(folder).stop()
+    for pid in pids(folder):
+        os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture

