@@ -14,8 +14,8 @@ from models.commit import Guard
 from models.errors import InvalidRequest
 from models.tenant import Scope
 
-_TAG = re.compile(r'\A"?(\d{1,18})"?\Z')
-_INTEGER = re.compile(r"\A\d{1,18}\Z")
+_TAG = re.compile(r'\A"?([0-9]{1,18})"?\Z')
+_INTEGER = re.compile(r"\A[0-9]{1,18}\Z")
 _IDEMPOTENCY_KEY = re.compile(r"\A[\x21-\x7e]{1,255}\Z")
 
 IfMatch = Annotated[
