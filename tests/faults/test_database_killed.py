@@ -87,13 +87,12 @@ async def test_readiness_follows_the_database(deployed: Deployment) -> None:
             assert replica.readiness() == 200
         database.kill9()
         killed = time.monotonic()
+        await asyncio.gather(*(_readiness_becomes(replica, 503, killed + 5) for replica in replicas))
         for replica in replicas:
-            await _readiness_becomes(replica, 503, killed + 5)
             assert httpx.get(f"{replica.url}/health/live").status_code == 200
         await asyncio.to_thread(database.restart)
         back = time.monotonic()
-        for replica in replicas:
-            await _readiness_becomes(replica, 200, back + BACK_SECONDS)
+        await asyncio.gather(*(_readiness_becomes(replica, 200, back + BACK_SECONDS) for replica in replicas))
 
 
 async def _readiness_becomes(replica: Replica, wanted: int, until: float) -> None:
