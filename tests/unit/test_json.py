@@ -47,6 +47,15 @@ def test_merge_patch_as_the_standard_shows_it(target: Any, patch: Any, result: A
     assert json.dumps([target, patch]) == before
 
 
+KINDS = [0, 0.0, False, None, "", "0", [], {}, 1, 1.0, True, "1", [1], [1.0], [True], {"a": 1}, {"a": 1.0}, {"a": True}]
+
+
+@pytest.mark.parametrize("left", KINDS, ids=repr)
+def test_values_of_different_kinds_are_not_the_same(left: Any) -> None:
+    """1, 1.0 and true are three values, at any depth."""
+    assert [repr(right) for right in KINDS if same(left, right)] == [repr(left)]
+
+
 @given(values, values)
 def test_same_is_equality_of_texts(left: Any, right: Any) -> None:
     """Up to the order of keys, and to 0.0 and -0.0."""
