@@ -7,7 +7,7 @@ to commit. Nothing here knows HTTP, and nothing writes but through the store.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import bson
@@ -29,7 +29,7 @@ from models.snapshot import Snapshot, draft_of
 from models.tenant import Scope
 
 SUMMARY_FIELDS = tuple(
-    name for name in AgentRecord.model_fields if name not in ("id", "steps", "results", "ops", "last", "size_bytes")
+    name for name in AgentRecord.model_fields if name not in ("id", "steps", "results", "ops", "size_bytes")
 )
 
 
@@ -271,7 +271,7 @@ _HANDLED = frozenset({"id", "owner", "settings", "delegate", "workspace"})
 
 
 def _guard(scope: Scope, terms: Terms) -> Guard:
-    return replace(terms.guard, fence_required=scope.fence_required)
+    return Guard(terms.guard.version, terms.guard.fence, fence_required=scope.fence_required)
 
 
 def _owner_for(scope: Scope, owner: str | None) -> str | None:

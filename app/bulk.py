@@ -21,8 +21,11 @@ from app.telemetry import Metrics
 
 Write = UpdateOne | InsertOne[dict[str, Any]]
 
-_LOST_THE_RACE = (11000, 112)
+_LOST_THE_RACE = frozenset({11000, 112})
 """Duplicate key, write conflict: another writer was first."""
+
+_CUT_SHORT = frozenset({6, 7, 50, 64, 89, 91, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436})
+"""A fail-over, a shutdown, a time limit: the server's word on the write is not its last."""
 
 
 class Outcome(Enum):
@@ -119,4 +122,6 @@ def _partial(error: BulkWriteError, count: int) -> list[Outcome]:
 
 
 def _refusal(code: int) -> Outcome:
-    return Outcome.MISSED if code in _LOST_THE_RACE else Outcome.REFUSED
+    if code in _LOST_THE_RACE:
+        return Outcome.MISSED
+    return Outcome.UNKNOWN if code in _CUT_SHORT else Outcome.REFUSED

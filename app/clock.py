@@ -24,7 +24,7 @@ class Clock(Protocol):
         ...
 
     def new_id(self) -> str:
-        """A new id: unguessable (74 random bits), 32 characters, sortable by creation."""
+        """A new id: unguessable (74 random bits), 22 letters and digits, sortable by creation."""
         ...
 
 
@@ -39,4 +39,18 @@ class SystemClock:
         return time.monotonic()
 
     def new_id(self) -> str:
-        return uuid7().hex
+        return _base62(uuid7().int)
+
+
+_DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_LENGTH = 22
+"""Digits to base 62 that 128 bits take."""
+
+
+def _base62(number: int) -> str:
+    """The number in digits whose order as text is their order as numbers."""
+    digits = []
+    for _ in range(_LENGTH):
+        number, digit = divmod(number, 62)
+        digits.append(_DIGITS[digit])
+    return "".join(reversed(digits))

@@ -376,6 +376,7 @@ _PRECAUTIONS = (
     *("--wiredTigerCacheSizeGB", "0.5", "--oplogSize", "1024", "--journalCommitInterval", "5"),
     *("--setParameter", "diagnosticDataCollectionEnabled=false"),
     *("--setParameter", "shutdownTimeoutMillisForSignaledShutdown=1000"),
+    *("--setParameter", "transactionLifetimeLimitSeconds=3"),
 )
 """Only loopback, no server-side scripts, no wire compression (CVE-2025-14847), a modest footprint; the journal is
 flushed often because linearizable reads wait for it on a set of one."""

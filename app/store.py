@@ -26,10 +26,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import secrets
 import zlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -148,6 +149,7 @@ class _Trial:
         self.basis = basis
         self.record = basis
         self.stamp = now
+        self.op = secrets.randbits(63)
         self.size = bound
         self.changes: list[Change] = []
         self.results: list[tuple[_Request, Committed | Exception]] = []
@@ -163,23 +165,23 @@ class _Trial:
     def requests(self) -> list[_Request]:
         return [request for request, _ in self.results]
 
-    def write(self, op: str) -> Write:
+    def write(self) -> Write:
         """The whole trial as one guarded write, recognisable by its op id."""
         slot = str(self.record.version % OP_SLOTS)
         last = envelope(self.basis.version, self.changes, self.stamp)
-        self._seal({"last": last, "ops": {**self.basis.ops, slot: op}})
+        self._seal({"last": last, "ops": {**self.basis.ops, slot: self.op}})
         if self.basis.version == 0:
             return InsertOne(self.record.document())
         assigned = fold(self.changes)
-        update: dict[str, Any] = {"$set": {**assigned.sets, "last": last, f"ops.{slot}": op}}
+        update: dict[str, Any] = {"$set": {**assigned.sets, "last": last, f"ops.{slot}": self.op}}
         if assigned.drops:
             update["$unset"] = dict.fromkeys(sorted(assigned.drops), "")
         guard = {"_id": self.basis.id, "tenant": self.basis.tenant, "version": self.basis.version}
         return UpdateOne(guard, update)
 
-    def bears(self, record: AgentRecord, op: str) -> bool:
+    def bears(self, record: AgentRecord) -> bool:
         """Whether the agent, as read, shows that this trial's write was applied."""
-        return record.ops.get(str(self.record.version % OP_SLOTS)) == op
+        return record.ops.get(str(self.record.version % OP_SLOTS)) == self.op
 
     def writes(self, *, certain: bool) -> bool:
         """Whether there is anything to make durable; for a keyed request that is its answer, once that is certain."""
@@ -203,7 +205,7 @@ class _Trial:
         unsealed, self.record = self.record, self.record.model_copy(update=commit)
         for number, (request, result) in enumerate(self.results):
             if isinstance(result, Committed) and result.record is unsealed:
-                self.results[number] = (request, replace(result, record=self.record))
+                self.results[number] = (request, Committed(self.record, result.answer, changed=True))
 
     def _try(self, request: _Request, limit: int) -> None:
         try:
@@ -409,12 +411,11 @@ class Store:
 
         Afterwards the lane's basis is the agent as it is now, or unknown.
         """
-        op = self._clock.new_id()
         doubtless = [request for request in trial.requests if not request.sent]
         for request in doubtless:
             request.sent = True
         once = trial.requests[0].once
-        outcome = await (self._write_once(lane, trial, once, op) if once else self._write(lane, trial, op))
+        outcome = await (self._write_once(lane, trial, once) if once else self._write(lane, trial))
         if outcome is not Outcome.APPLIED:
             for request in doubtless:  # what an earlier transaction left unknown stays so
                 request.sent = outcome is Outcome.UNKNOWN
@@ -428,9 +429,9 @@ class Store:
         trial.deliver()
         lane.put_back(trial.rest)
 
-    async def _write(self, lane: _Lane, trial: _Trial, op: str) -> Outcome:
+    async def _write(self, lane: _Lane, trial: _Trial) -> Outcome:
         """Send the trial until it is acknowledged, and find out what became of it: APPLIED or MISSED."""
-        write = trial.write(op)
+        write = trial.write()
         backoff = _Backoff()
         while (outcome := await self._bulk.send(write)) is Outcome.UNKNOWN:
             if not backoff.pauses:
@@ -442,12 +443,12 @@ class Store:
                 raise Unavailable("The database refuses to say what became of the write: read the agent.", written=None)
             raise Unavailable("The database refuses the write; nothing was written.", written=False)
         if outcome is not Outcome.APPLIED and (backoff.pauses or outcome is Outcome.UNSURE):
-            outcome = await self._settled(lane, trial, op)
+            outcome = await self._settled(lane, trial)
         if backoff.pauses:
             self._metrics.settled.labels(outcome.value).inc()
         return outcome
 
-    async def _settled(self, lane: _Lane, trial: _Trial, op: str) -> Outcome:
+    async def _settled(self, lane: _Lane, trial: _Trial) -> Outcome:
         """What became of a write that is surely over: the version has moved, the op slot tells by whom."""
         backoff = _Backoff()
         while lane.basis is None:
@@ -456,17 +457,17 @@ class Store:
                 await backoff.pause()
         if lane.basis.version >= trial.record.version + OP_SLOTS:
             raise Unavailable("So much was written since that the outcome can't be told: read the agent.", written=None)
-        return Outcome.APPLIED if trial.bears(lane.basis, op) else Outcome.MISSED
+        return Outcome.APPLIED if trial.bears(lane.basis) else Outcome.MISSED
 
-    async def _write_once(self, lane: _Lane, trial: _Trial, once: Once, op: str) -> Outcome:
+    async def _write_once(self, lane: _Lane, trial: _Trial, once: Once) -> Outcome:
         """Write the trial and its idempotency record in one transaction.
 
         MISSED and UNKNOWN need no other care than to look again: then the record is found, or the transaction
         runs anew, and of two transactions with the same record at most one can commit.
         """
         self._remember(lane, None)
-        write = trial.write(op) if trial.changes else None
-        record = self._once_record(trial, once, op)
+        write = trial.write() if trial.changes else None
+        record = self._once_record(trial, once)
         async with self._mongo.client.start_session() as session:
             try:
                 with pymongo.timeout(self._settings.call_seconds):
@@ -507,13 +508,13 @@ class Store:
         result = await self._mongo.agents.bulk_write([write], session=session)
         return result.matched_count + result.inserted_count == 1
 
-    def _once_record(self, trial: _Trial, once: Once, op: str) -> dict[str, Any]:
+    def _once_record(self, trial: _Trial, once: Once) -> dict[str, Any]:
         reply = once.encode(trial.committed())
         return {
             "_id": once.id,
             "tenant": trial.basis.tenant,
             "digest": once.digest,
-            "op": op,
+            "op": trial.op,
             "status": reply.status,
             "headers": dict(reply.headers),
             "body": zlib.compress(reply.body, level=1),

@@ -6,6 +6,7 @@ closed for good: the service never again answers without a key, also when all ke
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import re
@@ -24,7 +25,10 @@ from models.tenant import ANONYMOUS, KeyRecord, Right, Scope
 CACHED_SECONDS = 2.0
 """How long a replica may go on answering a key that was revoked elsewhere."""
 
-_TOKEN = re.compile(r"hf_([0-9a-f]{32})_([A-Za-z0-9_-]{43})\Z")
+OPEN_SECONDS = 1.0
+"""How long a replica may go on believing that there is no key. The first key is given out only after that time."""
+
+_TOKEN = re.compile(r"hf_([0-9A-Za-z]{22})_([A-Za-z0-9_-]{43})\Z")
 _LATCH = "latch"
 _CACHE = 10_000
 
@@ -37,6 +41,7 @@ class Keys:
         self._clock = clock
         self._seconds = seconds
         self._latched = False
+        self._open_until = 0.0
         self._known: dict[str, tuple[float, KeyRecord]] = {}
 
     async def authenticate(self, token: str | None) -> Scope:
@@ -50,10 +55,12 @@ class Keys:
             raise Unavailable("The database does not answer; try again.") from error
 
     async def required(self) -> bool:
-        """Whether the latch is closed: a first key was made at some time."""
-        if not self._latched:
+        """Whether the latch is closed: a first key was made, or is about to be given out."""
+        asked = self._clock.monotonic()
+        if not self._latched and asked >= self._open_until:
             # unscoped: the latch is the whole service's
             self._latched = await self._mongo.service.find_one({"_id": _LATCH}) is not None
+            self._open_until = asked + OPEN_SECONDS
         return self._latched
 
     async def create(
@@ -74,8 +81,7 @@ class Keys:
             digest=_digest(secret),
             created_at=self._clock.now(),
         )
-        # unscoped: the latch is the whole service's
-        await self._mongo.service.update_one({"_id": _LATCH}, {"$set": {"closed": True}}, upsert=True)
+        await self._close_latch()
         await self._mongo.keys.insert_one(record.model_dump(by_alias=True))
         return record, f"hf_{record.id}_{secret}"
 
@@ -96,6 +102,15 @@ class Keys:
             raise NotFound(f"There is no key '{key}': 'holdfast keys list' shows them.")
         self._known.pop(key, None)
         return KeyRecord.model_validate(found)
+
+    async def _close_latch(self) -> None:
+        """Close the latch; before the first key, wait until every replica knows."""
+        # unscoped: the latch is the whole service's
+        await self._mongo.service.update_one({"_id": _LATCH}, {"$set": {"closed": True}}, upsert=True)
+        self._latched = True
+        # unscoped: of any tenant
+        if await self._mongo.keys.find_one({}) is None:
+            await asyncio.sleep(OPEN_SECONDS * 1.1)
 
     async def _without_key(self) -> Scope:
         if await self.required():

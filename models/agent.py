@@ -34,7 +34,7 @@ class AgentRecord(BaseModel):
     """One agent at one version.
 
     Guarantees: `seq` is the highest number that a step ever had; every parent in `steps` is a step or `root`;
-    `head` and each branch name a step or `root`; when `branch` is set, `branches[branch] == head`.
+    HEAD and each branch name a step or `root`. HEAD stands in one place: the current branch, or `detached`.
     Version 0 stands for an agent that was never written.
     """
 
@@ -45,7 +45,6 @@ class AgentRecord(BaseModel):
     schema_version: int = SCHEMA_VERSION
     version: int = 0
     created_at: datetime | None = None
-    updated_at: datetime | None = None
     deleted_at: datetime | None = Field(default=None, description="Set on a tombstone, which has no content.")
 
     name: str = "Bob"
@@ -72,7 +71,7 @@ class AgentRecord(BaseModel):
     expires_at: datetime | None = None
     forked_from: JsonObject | None = None
 
-    head: str = ROOT
+    detached: str | None = Field(default=None, description="HEAD, while no branch is current.")
     branch: str | None = Field(default=None, description="The current branch, a field name; None: HEAD is detached.")
     branches: dict[str, str] = Field(default_factory=lambda: {MAIN: ROOT}, description="Keys are field names.")
     redo: list[str] = Field(default_factory=list, description="HEADs that were reverted, the latest last.")
@@ -82,7 +81,7 @@ class AgentRecord(BaseModel):
     results: dict[str, JsonObject] = Field(default_factory=dict, description="step id -> field name -> result")
 
     last: JsonObject = Field(default_factory=dict, description="The newest commit's envelope.")
-    ops: dict[str, str] = Field(default_factory=dict, description="version mod 64 -> op id of that commit")
+    ops: dict[str, int] = Field(default_factory=dict, description="version mod 64 -> op id of that commit")
 
     size_bytes: int | None = Field(default=None, exclude=True, description="BSON bytes as it was read; not stored.")
 
@@ -100,6 +99,16 @@ class AgentRecord(BaseModel):
     def exists(self) -> bool:
         """Whether there is an agent: neither unwritten nor a tombstone."""
         return self.version > 0 and self.deleted_at is None
+
+    @property
+    def head(self) -> str:
+        """The step that the next one hangs from."""
+        return (self.detached or ROOT) if self.branch is None else self.branches[self.branch]
+
+    @property
+    def updated_at(self) -> datetime | None:
+        """When the newest commit was made."""
+        return self.last.get("at")
 
     def require_visible(self, scope: Scope) -> None:
         """Raise NotFound unless this agent exists for the caller; another tenant's or owner's does not."""
@@ -129,9 +138,9 @@ class AgentRecord(BaseModel):
 
         The record and the assignments of the change come from the same arguments, so they cannot disagree.
         """
-        values = {**(fields or {}), "version": self.version + 1, "updated_at": stamp.now}
-        maps = self._maps_with(put or {}, drop)
-        record = self.model_copy(update={"size_bytes": None, **values, **maps})
+        values = {**(fields or {}), "version": self.version + 1}
+        own = {"size_bytes": None, "last": {**self.last, "at": stamp.now}}
+        record = self.model_copy(update={**values, **own, **self._maps_with(put or {}, drop)})
         return Change(record, kinds, {**values, **(put or {})}, frozenset(drop), answer)
 
     def unchanged(self, answer: Any = None) -> Change:
@@ -173,8 +182,7 @@ class AgentRecord(BaseModel):
 STORED = tuple(name for name in AgentRecord.model_fields if name not in ("id", "size_bytes"))
 """Names of the stored fields beside `_id`."""
 
-_COMMITTED = ("version", "updated_at", "last", "ops")
-_OF_A_TOMBSTONE = ("tenant", "schema_version", "fence", "deleted_at", *_COMMITTED)
+_OF_A_TOMBSTONE = ("tenant", "schema_version", "version", "fence", "deleted_at", "last", "ops")
 
 
 def create(previous: AgentRecord, draft: AgentRecord, stamp: Stamp, *, step_version: int | None = None) -> Change:
@@ -187,8 +195,8 @@ def create(previous: AgentRecord, draft: AgentRecord, stamp: Stamp, *, step_vers
         raise Conflict(f"There is an agent '{previous.name_in_tenant}' already.")
     version = previous.version + 1
     steps = {step: {**body, "version": step_version or version} for step, body in draft.steps.items()}
-    times = {"created_at": stamp.now, "updated_at": stamp.now, "deleted_at": None}
-    kept = {"version": version, "fence": previous.fence, "last": previous.last, "ops": previous.ops}
+    times = {"created_at": stamp.now, "deleted_at": None}
+    kept = {"version": version, "fence": previous.fence, "last": {"at": stamp.now}, "ops": previous.ops}
     record = draft.model_copy(update={**times, **kept, "steps": steps, "size_bytes": None})
     sets = {name: getattr(record, name) for name in STORED if name not in ("last", "ops")}
     return Change(record, ("created",), sets, answer=record)
@@ -198,10 +206,10 @@ def delete(record: AgentRecord, stamp: Stamp) -> Change:
     """Leave a tombstone: the content goes, version and fence stay so that neither ever goes back."""
     version = record.version + 1
     kept = {name: getattr(record, name) for name in _OF_A_TOMBSTONE}
-    times = {"deleted_at": stamp.now, "updated_at": stamp.now}
-    tombstone = AgentRecord(**{**kept, **times, "id": record.id, "version": version})
+    sets = {"version": version, "deleted_at": stamp.now}
+    tombstone = AgentRecord(**{**kept, **sets, "id": record.id})
     drops = frozenset(STORED) - set(_OF_A_TOMBSTONE)
-    return Change(tombstone, ("deleted",), {**times, "version": version}, drops)
+    return Change(tombstone, ("deleted",), sets, drops)
 
 
 class Agent(AgentRecord, Document):

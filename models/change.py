@@ -6,7 +6,7 @@ An update is built from a chain of changes, so that requests which wait for the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -68,22 +68,14 @@ def fold(changes: Sequence[Change]) -> Assignments:
 
 
 def envelope(before: int, changes: Sequence[Change], stamp: Stamp) -> dict[str, Any]:
-    """The subdocument `last` of a commit: all that caches, feeds and the change log need to know of it."""
+    """The subdocument `last` of a commit: all that caches, feeds and the change log need to know of it.
+
+    `{from, v, kinds, at, by, pool?}`: what has no value is left out.
+    """
     record = changes[-1].record
-    return {
-        "from": before,
-        "v": record.version,
-        "kinds": unique(kind for change in changes for kind in change.kinds),
-        "at": stamp.now,
-        "by": stamp.by,
-        "pool": record.pool,
-        "trigger": None,
-    }
-
-
-def unique(items: Iterable[str]) -> list[str]:
-    """The items without repeats, in order of first appearance."""
-    return list(dict.fromkeys(items))
+    kinds = list(dict.fromkeys(kind for change in changes for kind in change.kinds))
+    told = {"from": before, "v": record.version, "kinds": kinds, "at": stamp.now, "by": stamp.by, "pool": record.pool}
+    return {name: value for name, value in told.items() if value is not None}
 
 
 _DROPPED: Any = object()

@@ -25,7 +25,7 @@ Seconds = Annotated[int | float, Field(gt=0)]
 
 COPIED = (
     *("name", "owner", "model", "labels", "pool", "platform", "region", "dormant"),
-    *("ttl_seconds", "idle_seconds", "forked_from", "head", "redo", "seq"),
+    *("ttl_seconds", "idle_seconds", "forked_from", "redo", "seq"),
 )
 """Fields that stand in a snapshot as they stand in the record."""
 
@@ -94,6 +94,7 @@ def snapshot_of(record: AgentRecord) -> dict[str, Any]:
         **{field: getattr(record, field) for field in COPIED},
         "settings": record.settings,
         "delegate": _without_token(record.delegate),
+        "head": record.head,
         "branch": None if record.branch is None else plain_name(record.branch),
         "branches": branch_names(record),
         "steps": [record.step(step) for step in sorted(record.steps, key=lambda step: record.steps[step]["seq"])],
@@ -125,7 +126,7 @@ def draft_of(snapshot: Snapshot, key: str, tenant: str) -> AgentRecord:
         tenant=tenant,
         **{
             **copied,
-            "head": head,
+            "detached": head if snapshot.branch is None else None,
             "seq": max(snapshot.seq or 0, highest),
             "redo": [_known(steps, step, "redo") for step in snapshot.redo],
             "forked_from": snapshot.forked_from and snapshot.forked_from.given(),

@@ -80,9 +80,10 @@ def append(record: AgentRecord, drafts: Sequence[Draft], stamp: Stamp, *, advanc
     answer = Appended([{"id": step, **body} for step, body in added.items()], head, record.version + 1)
     if not advance_head:
         return record.changed(stamp, ("steps",), counts, put=steps, answer=answer)
-    fields = {**counts, "head": head, **({"redo": []} if record.redo else {})}
-    branch = {} if record.branch is None else {f"branches.{record.branch}": head}
-    return record.changed(stamp, ("steps", "head"), fields, put={**steps, **branch}, answer=answer)
+    moved = {"detached": head} if record.branch is None else {}
+    fields = {**counts, **moved, **({"redo": []} if record.redo else {})}
+    put = {**steps, **_branch_at(record.branch, head)}
+    return record.changed(stamp, ("steps", "head"), fields, put=put, answer=answer)
 
 
 def checkout(record: AgentRecord, stamp: Stamp, *, step: str | None = None, branch: str | None = None) -> Change:
@@ -145,7 +146,7 @@ def clear(record: AgentRecord, stamp: Stamp) -> Change:
     """Leave only the root: steps, results, branches and redo stack go; `seq` goes on. Raises AgentBusy in a turn."""
     _require_not_in_turn(record)
     empty: dict[str, Any] = {"steps": {}, "results": {}, "step_count": 0, "redo": []}
-    empty |= {"head": ROOT, "branch": MAIN, "branches": {MAIN: ROOT}}
+    empty |= {"detached": None, "branch": MAIN, "branches": {MAIN: ROOT}}
     if all(getattr(record, name) == value for name, value in empty.items()):
         return record.unchanged(position(record))
     return _positioned(record.changed(stamp, ("cleared",), empty))
@@ -164,7 +165,6 @@ def fork(record: AgentRecord, key: str, at: str | None, name: str | None) -> Age
         tenant=record.tenant,
         name=record.name if name is None else name,
         **{field: getattr(record, field) for field in _INHERITED},
-        head=leaf,
         branch=MAIN,
         branches={MAIN: leaf},
         seq=record.steps[leaf]["seq"] if path else 0,
@@ -213,8 +213,12 @@ _INHERITED = (
 
 
 def _moved(record: AgentRecord, stamp: Stamp, *, head: str, branch: str | None, redo: list[str]) -> Change:
-    put = {} if branch is None else {f"branches.{branch}": head}
-    return _positioned(record.changed(stamp, ("head",), {"head": head, "branch": branch, "redo": redo}, put=put))
+    fields = {"branch": branch, "detached": head if branch is None else None, "redo": redo}
+    return _positioned(record.changed(stamp, ("head",), fields, put=_branch_at(branch, head)))
+
+
+def _branch_at(branch: str | None, head: str) -> dict[str, str]:
+    return {} if branch is None else {f"branches.{branch}": head}
 
 
 def _positioned(change: Change) -> Change:
