@@ -379,7 +379,8 @@ _PRECAUTIONS = (
     *("--setParameter", "transactionLifetimeLimitSeconds=3"),
 )
 """Only loopback, no server-side scripts, no wire compression (CVE-2025-14847), a modest footprint; the journal is
-flushed often because linearizable reads wait for it on a set of one."""
+flushed often because linearizable reads wait for it on a set of one. A transaction whose replica died keeps its locks
+until its lifetime is over: a few seconds, not the usual minute."""
 
 
 def _replica_set(port: int) -> dict[str, Any]:
