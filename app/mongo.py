@@ -6,13 +6,16 @@ the promises of the service rest on it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC
 from typing import Any
 
+import bson
 import pymongo
 from beanie import Document, init_beanie
 from bson.codec_options import CodecOptions
+from bson.dbref import DBRef
 from bson.raw_bson import RawBSONDocument
 from pymongo import AsyncMongoClient, WriteConcern
 from pymongo.asynchronous.collection import AsyncCollection
@@ -71,7 +74,7 @@ def open_client(uri: str) -> AsyncMongoClient[dict[str, Any]]:
             serverSelectionTimeoutMS=_SERVER_SELECTION_MS,
             heartbeatFrequencyMS=_HEARTBEAT_MS,
         )
-    except (InvalidURI, ConfigurationError, ValueError) as error:
+    except (InvalidURI, ConfigurationError, ValueError, OSError) as error:
         raise DatabaseProblem(f"MONGODB_URI is not a usable address: {error}.") from error
 
 
@@ -90,6 +93,8 @@ async def check(uri: str) -> None:
         raise DatabaseProblem(
             f"No writable MongoDB answers at {_hosts(uri)}: is it running and reachable, and is there a primary?"
         ) from error
+    except ConfigurationError as error:
+        raise DatabaseProblem(f"MONGODB_URI is not a usable address: {error}.") from error
     except PyMongoError as error:
         raise DatabaseProblem(f"The database can't be used: {type(error).__name__}.") from error
     finally:
@@ -157,6 +162,23 @@ class Mongo:
         except OperationFailure as error:
             if error.code != _NAMESPACE_EXISTS:
                 raise
+
+
+def decoded(raw: bytes | memoryview) -> dict[str, Any]:
+    """A document from its BSON bytes, as plain values.
+
+    The driver takes an object with `$ref` and `$id` for a reference of its own; a caller's JSON stays what it is.
+    """
+    document: dict[str, Any] = bson.decode(raw, CODEC)
+    return _plain(document) if b"$ref\0" in bytes(raw) else document
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, DBRef):
+        value = value.as_doc()
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _hosts(uri: str) -> str:
