@@ -23,7 +23,7 @@ from models.change import Change, Stamp
 from models.commit import Guard
 from models.errors import Forbidden, InvalidRequest, TooLarge
 from models.execution import states_of
-from models.ids import ROOT, check_id, check_name
+from models.ids import ROOT, check_branch, check_id, check_name
 from models.settings import with_defaults
 from models.snapshot import Snapshot, draft_of
 from models.tenant import Scope
@@ -113,13 +113,16 @@ class Agents:
         return await self._create(scope, agent, draft, terms, drafts=drafts)
 
     async def take_in(self, scope: Scope, snapshot: Snapshot, terms: Terms) -> Committed:
-        """A new agent from an export, under its id or a new one. Raises Conflict, Forbidden, InvalidRequest."""
-        agent = self._id_for(snapshot.id)
-        draft = draft_of(snapshot, scope.agent_key(agent), scope.tenant)
+        """A new agent from an export, under its id or a new one. Raises Conflict and what `draft` raises."""
+        draft = self.draft(scope, snapshot)
+        return await self._create(scope, draft.name_in_tenant, draft, terms)
+
+    def draft(self, scope: Scope, snapshot: Snapshot) -> AgentRecord:
+        """The agent that an export makes, not stored. Raises Forbidden, InvalidRequest, TooLarge."""
+        draft = draft_of(snapshot, scope.agent_key(self._id_for(snapshot.id)), scope.tenant)
         for step, body in draft.steps.items():
-            self._require_fitting({"id": step, **body})
-        owned = draft.model_copy(update={"owner": _owner_for(scope, draft.owner)})
-        return await self._create(scope, agent, owned, terms)
+            self.require_fitting({"id": step, **body})
+        return draft.model_copy(update={"owner": _owner_for(scope, draft.owner)})
 
     async def fork(self, scope: Scope, agent: str, terms: Terms, *, at: str | None, name: str | None) -> Committed:
         """A new agent that shares the path up to `at`. Raises NotFound; the guard is about the forked agent."""
@@ -193,7 +196,7 @@ class Agents:
 
     async def set_branch(self, scope: Scope, agent: str, name: str, step: str, terms: Terms) -> Committed:
         """Point a branch at a step."""
-        check_name(name, "a branch")
+        check_branch(name)
         return await self._commit(scope, agent, lambda record, at: tree.set_branch(record, name, step, at), terms)
 
     async def delete_branch(self, scope: Scope, agent: str, name: str, terms: Terms) -> Committed:
@@ -222,7 +225,7 @@ class Agents:
             filled = tree.append(draft, drafts, stamp).record if drafts else draft
             return create(previous, filled, stamp)
 
-        return await self._store.commit(scope, agent, move, once=terms.once, creates=True)
+        return await self._store.commit(scope, agent, move, guard=_guard(scope, terms), once=terms.once, creates=True)
 
     def _id_for(self, chosen: str | None) -> str:
         if chosen in RESERVED:
@@ -233,15 +236,16 @@ class Agents:
         given = {name: value for name, value in step.items() if name != "id"}
         chosen = step.get("id")
         draft = tree.Draft(self._clock.new_id() if chosen is None else check_id(chosen), given, chosen is not None)
-        self._require_fitting({"id": draft.id, **given})
+        self.require_fitting({"id": draft.id, **given})
         return draft
 
-    def _require_fitting(self, step: Mapping[str, Any]) -> None:
+    def require_fitting(self, step: Mapping[str, Any]) -> None:
+        """Raise TooLarge for a step over its limit."""
         limit = self._settings.step_limit_bytes
         try:
             size = len(bson.encode(step, codec_options=CODEC))
         except (bson.errors.BSONError, OverflowError) as error:
-            raise InvalidRequest(f"A step can't be stored: {error}.") from error
+            raise InvalidRequest("A step can't be stored as BSON.") from error
         if size > limit:
             raise TooLarge("A step", limit, size)
 

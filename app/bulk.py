@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -20,6 +21,8 @@ from app.mongo import Collection
 from app.telemetry import Metrics
 
 Write = UpdateOne | InsertOne[dict[str, Any]]
+
+_FLIGHT_BYTES = 8 * 1024 * 1024
 
 _LOST_THE_RACE = frozenset({11000, 112})
 """Duplicate key, write conflict: another writer was first."""
@@ -42,6 +45,13 @@ class Outcome(Enum):
     """The server will not have it, now or later. Nothing was written."""
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class _Waiting:
+    write: Write
+    size: int
+    outcome: asyncio.Future[Outcome]
+
+
 class BulkWriter:
     """Sends writes to one collection, each document in at most one flight at a time (its callers see to that)."""
 
@@ -52,14 +62,14 @@ class BulkWriter:
         self._free = flights
         self._seconds = seconds
         self._flying: set[asyncio.Task[None]] = set()
-        self._waiting: deque[tuple[Write, asyncio.Future[Outcome]]] = deque()
+        self._waiting: deque[_Waiting] = deque()
 
-    async def send(self, write: Write) -> Outcome:
-        """Send the write with whatever else waits; never raises for what the database says or does not say."""
+    async def send(self, write: Write, size: int) -> Outcome:
+        """Send the write, of about `size` bytes, with whatever else waits; never raises for what the database says."""
         if not self._free:
-            outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-            self._waiting.append((write, outcome))
-            return await outcome
+            waiting = _Waiting(write, size, asyncio.get_running_loop().create_future())
+            self._waiting.append(waiting)
+            return await waiting.outcome
         self._free -= 1
         try:
             return (await self._write([write]))[0]
@@ -69,26 +79,33 @@ class BulkWriter:
     def _land(self) -> None:
         """After a flight: the next one leaves with all that waits, or the place is free."""
         if self._waiting:
-            count = min(self._limit, len(self._waiting))
-            flight = [self._waiting.popleft() for _ in range(count)]
-            task = asyncio.create_task(self._fly(flight))
+            task = asyncio.create_task(self._fly(self._boarded()))
             task.add_done_callback(self._flying.discard)
             self._flying.add(task)
         else:
             self._free += 1
 
-    async def _fly(self, flight: list[tuple[Write, asyncio.Future[Outcome]]]) -> None:
+    def _boarded(self) -> list[_Waiting]:
+        """The next writes to go, the first in any case, then as many as fit."""
+        flight = [self._waiting.popleft()]
+        size = flight[0].size
+        while self._waiting and len(flight) < self._limit and size + self._waiting[0].size <= _FLIGHT_BYTES:
+            flight.append(self._waiting.popleft())
+            size += flight[-1].size
+        return flight
+
+    async def _fly(self, flight: list[_Waiting]) -> None:
         try:
-            outcomes = await self._write([write for write, _ in flight])
+            outcomes = await self._write([waiting.write for waiting in flight])
         except BaseException as error:
-            for _, waiting in flight:
-                if not waiting.done():
-                    waiting.set_exception(error)
+            for waiting in flight:
+                if not waiting.outcome.done():
+                    waiting.outcome.set_exception(error)
             raise
         else:
-            for (_, waiting), outcome in zip(flight, outcomes, strict=True):
-                if not waiting.done():
-                    waiting.set_result(outcome)
+            for waiting, outcome in zip(flight, outcomes, strict=True):
+                if not waiting.outcome.done():
+                    waiting.outcome.set_result(outcome)
         finally:
             self._land()
 

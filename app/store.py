@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import random
 import secrets
 import zlib
@@ -45,7 +46,7 @@ from pymongo.errors import PyMongoError
 from app.bulk import BulkWriter, Outcome, Write
 from app.clock import Clock
 from app.config import Settings
-from app.mongo import CODEC, Mongo
+from app.mongo import CODEC, Mongo, decoded
 from app.telemetry import Metrics, get_logger
 from models.agent import AgentRecord
 from models.change import OP_SLOTS, Change, Stamp, envelope, fold
@@ -63,10 +64,13 @@ from models.tenant import Scope
 Move = Callable[[AgentRecord, Stamp], Change]
 
 MIN_VERSION_SECONDS = 2.0
+_VERSION_PAUSE = 0.05
 KEPT_FOR = timedelta(hours=24)
 """How long an idempotency record answers."""
 
 _FOLD_BYTES = 4 * 1024 * 1024
+_COMMIT_BYTES = 4 * 1024
+"""Kept free for what commits themselves store (`last`, `ops`), so that a full agent can still be changed."""
 _LANES = 10_000
 _NO_GUARD = Guard()
 _log = get_logger(__name__)
@@ -138,6 +142,12 @@ class _Lane:
             self.waiting.popleft()
         return batch
 
+    def give_up(self, request: _Request) -> None:
+        """Let go of a request that was answered without having been sent."""
+        request.given_up = True
+        with contextlib.suppress(ValueError):
+            self.waiting.remove(request)
+
     def put_back(self, requests: Sequence[_Request]) -> None:
         self.waiting.extendleft(reversed(requests))
 
@@ -193,8 +203,9 @@ class _Trial:
     def committed(self) -> Committed:
         """The first request's result, which is not a refusal."""
         result = self.results[0][1]
-        assert isinstance(result, Committed)
-        return result
+        if isinstance(result, Committed):
+            return result
+        raise result
 
     def deliver(self) -> None:
         for request, result in self.results:
@@ -205,13 +216,13 @@ class _Trial:
         unsealed, self.record = self.record, self.record.model_copy(update=commit)
         for number, (request, result) in enumerate(self.results):
             if isinstance(result, Committed) and result.record is unsealed:
-                self.results[number] = (request, Committed(self.record, result.answer, changed=True))
+                self.results[number] = (request, Committed(self.record, result.answer, result.changed))
 
     def _try(self, request: _Request, limit: int) -> None:
         try:
             if not request.creates:
                 self.record.require_visible(request.scope)
-                request.guard.check(self.record)
+            request.guard.check(self.record)
             change = request.move(self.record, self.stamp)
             if change.kinds:
                 self._grow(change, limit)
@@ -228,12 +239,12 @@ class _Trial:
         try:
             growth = len(bson.encode({"": change.sets}, codec_options=CODEC))
         except (BSONError, OverflowError) as error:
-            raise InvalidRequest(f"A value can't be stored: {error}.") from error
+            raise InvalidRequest("A value can't be stored as BSON.") from error
         size = growth if self.record.version == 0 else self.size + growth
-        if size > limit:  # what is replaced was counted as well: count anew
+        if size > limit - _COMMIT_BYTES:  # what is replaced was counted as well: count anew
             size = change.record.stored_bytes()
-        if size > limit:
-            raise TooLarge("The agent", limit, size)
+        if size > limit - _COMMIT_BYTES and size > self.record.stored_bytes():
+            raise TooLarge("The agent", limit, size + _COMMIT_BYTES)
         self.size = size
         self.bytes += growth
 
@@ -266,19 +277,18 @@ class Store:
         """
         key = scope.agent_key(agent)
         until = self._clock.monotonic() + MIN_VERSION_SECONDS
-        while True:
-            with self._metrics.load_seconds.time():
-                record = await self._read_or_fail(key, strong=strong)
-            record.require_visible(scope)
-            if record.version >= min_version:
-                return record
+        with self._metrics.load_seconds.time():
+            record = await self._read_or_fail(key, strong=strong)
+        record.require_visible(scope)
+        version = record.version
+        while version < min_version:
             if self._clock.monotonic() >= until:
-                raise Unavailable(
-                    f"Version {min_version} is not there yet; the agent is at {record.version}.",
-                    version=record.version,
-                )
-            strong = True
-            await asyncio.sleep(0.05)
+                raise Unavailable(f"Version {min_version} is not there yet; it is at {version}.", version=version)
+            await asyncio.sleep(_VERSION_PAUSE)
+            version = await self._version(key)
+            if version >= min_version:
+                return await self.load(scope, agent, strong=True)
+        return record
 
     async def page(
         self, scope: Scope, query: Mapping[str, Any], *, after: str | None, limit: int, fields: Iterable[str]
@@ -288,7 +298,8 @@ class Store:
         wanted["_id"] = {"$gt": f"{scope.tenant}:{after or ''}", "$lt": f"{scope.tenant};"}
         projection = {**dict.fromkeys(fields, 1), "size_bytes": {"$bsonSize": "$$ROOT"}}
         with _unavailable_when_failing(self._settings.call_seconds):
-            return await self._mongo.agents.find(wanted, projection).sort("_id", 1).limit(limit).to_list()
+            found = await self._mongo.agents_raw.find(wanted, projection).sort("_id", 1).limit(limit).to_list()
+        return [decoded(document.raw) for document in found]
 
     async def commit(
         self,
@@ -309,14 +320,14 @@ class Store:
         """
         request = _Request(scope, move, guard, once, creates, asyncio.get_running_loop().create_future())
         with self._alone(once), self._metrics.commit_seconds.time():
-            self._enqueue(scope.agent_key(agent), request)
+            lane = self._enqueue(scope.agent_key(agent), request)
             try:
                 async with asyncio.timeout(self._settings.commit_seconds - spent):
                     return await request.done
             except TimeoutError:
-                raise self._too_late(request) from None
+                raise self._too_late(lane, request) from None
             except HoldfastError as error:
-                self._metrics.conflicts.labels(error.code).inc()
+                self._metrics.refusals.labels(error.code).inc()
                 raise
 
     async def stop(self) -> None:
@@ -338,19 +349,21 @@ class Store:
         finally:
             self._running_once.discard(once.id)
 
-    def _enqueue(self, key: str, request: _Request) -> None:
+    def _enqueue(self, key: str, request: _Request) -> _Lane:
         lane = self._lanes.get(key)
         if lane is None:
             lane = self._lanes[key] = _Lane(key)
         self._lanes.move_to_end(key)
         lane.waiting.append(request)
         if lane.worker is None:
-            lane.worker = asyncio.create_task(self._work(lane))
+            lane.worker = asyncio.create_task(self._work(lane), context=contextvars.Context())
+        return lane
 
-    def _too_late(self, request: _Request) -> Unavailable:
-        request.given_up = True
+    def _too_late(self, lane: _Lane, request: _Request) -> Unavailable:
         if not request.sent:
+            lane.give_up(request)
             return Unavailable("The database did not answer in time; nothing was written. Try again.", written=False)
+        request.given_up = True
         self._metrics.unanswered.inc()
         return Unavailable(
             "The database did not acknowledge the write in time; it may have been applied or may still be. "
@@ -364,7 +377,7 @@ class Store:
             while batch := lane.take(self._settings.fold_limit):
                 try:
                     await self._serve(lane, batch)
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001 - the top of the lane: its callers are told
                     self._fail(lane, batch, error)
         finally:
             lane.worker = None
@@ -372,25 +385,28 @@ class Store:
 
     def _fail(self, lane: _Lane, batch: Sequence[_Request], error: Exception) -> None:
         self._remember(lane, None)
-        if not isinstance(error, HoldfastError):
+        if isinstance(error, HoldfastError):
+            failures = [error] * len(batch)
+        else:
             _log.error("lane failed", agent=lane.key, exc_info=error)
-            error = Unavailable("The service failed to carry this out; the outcome is not known.", written=None)
-        for request in batch:
-            request.resolve(error)
+            failures = [_failure(sent=request.sent) for request in batch]
+        for request, failure in zip(batch, failures, strict=True):
+            request.resolve(failure)
 
     async def _serve(self, lane: _Lane, batch: list[_Request]) -> None:
         """Bring every request of the batch to its end."""
         certain = False
+        if batch[0].once:  # whether the agent is there is judged before the record is looked up
+            self._remember(lane, None)
         backoff = _Backoff()
         while batch := _awaited(batch):
             if lane.basis is None:
                 await self._refresh(lane, strong=certain)
-            if lane.basis is None:
+            replayed = None if lane.basis is None else await self._replayed(lane.basis, batch[0])
+            if lane.basis is None or replayed is None:
                 await backoff.pause()
                 continue
-            if await self._replayed(lane.basis, batch[0]):
-                return
-            if not (batch := _awaited(batch)):  # meanwhile told that nothing was written
+            if replayed or not (batch := _awaited(batch)):  # answered, or told meanwhile that nothing was written
                 return
             trial = _Trial(lane.basis, lane.bound, batch, self._stamp(batch[0]), self._settings.agent_limit_bytes)
             if trial.writes(certain=certain):
@@ -433,7 +449,7 @@ class Store:
         """Send the trial until it is acknowledged, and find out what became of it: APPLIED or MISSED."""
         write = trial.write()
         backoff = _Backoff()
-        while (outcome := await self._bulk.send(write)) is Outcome.UNKNOWN:
+        while (outcome := await self._bulk.send(write, trial.bytes)) is Outcome.UNKNOWN:
             if not backoff.pauses:
                 self._metrics.unknown.inc()
             await backoff.pause()
@@ -455,9 +471,11 @@ class Store:
             await self._refresh(lane, strong=True)
             if lane.basis is None:
                 await backoff.pause()
+        if trial.bears(lane.basis):
+            return Outcome.APPLIED
         if lane.basis.version >= trial.record.version + OP_SLOTS:
             raise Unavailable("So much was written since that the outcome can't be told: read the agent.", written=None)
-        return Outcome.APPLIED if trial.bears(lane.basis) else Outcome.MISSED
+        return Outcome.MISSED
 
     async def _write_once(self, lane: _Lane, trial: _Trial, once: Once) -> Outcome:
         """Write the trial and its idempotency record in one transaction.
@@ -514,15 +532,17 @@ class Store:
             "_id": once.id,
             "tenant": trial.basis.tenant,
             "digest": once.digest,
-            "op": trial.op,
             "status": reply.status,
             "headers": dict(reply.headers),
             "body": zlib.compress(reply.body, level=1),
             "expires_at": trial.stamp.now + KEPT_FOR,
         }
 
-    async def _replayed(self, basis: AgentRecord, request: _Request) -> bool:
-        """Answer from the request's idempotency record, when there is one and the agent is still to be seen."""
+    async def _replayed(self, basis: AgentRecord, request: _Request) -> bool | None:
+        """Answer from the request's idempotency record, when there is one and the agent is still to be seen.
+
+        None: the database does not say whether there is one.
+        """
         once = request.once
         if once is None or not (request.creates or request.sees(basis)):
             return False
@@ -530,7 +550,7 @@ class Store:
             with pymongo.timeout(self._settings.call_seconds):
                 found = await self._mongo.idempotency.find_one({"_id": once.id, "tenant": request.scope.tenant})
         except PyMongoError:
-            return False
+            return None
         if found is None or found["expires_at"] <= self._clock.now():
             return False
         if found["digest"] != once.digest:
@@ -550,6 +570,13 @@ class Store:
             return False
         return True
 
+    async def _version(self, key: str) -> int:
+        """The agent's version on the primary; 0 when there is none."""
+        with _unavailable_when_failing(self._settings.call_seconds):
+            # unscoped: the key begins with the tenant
+            found = await self._mongo.agents_raw_linearizable.find_one({"_id": key}, {"version": 1})
+        return 0 if found is None else int(found["version"])
+
     async def _read_or_fail(self, key: str, *, strong: bool) -> AgentRecord:
         with _unavailable_when_failing(self._settings.call_seconds):
             return await self._read(key, strong=strong)
@@ -562,7 +589,7 @@ class Store:
             raw: RawBSONDocument | None = await source.find_one({"_id": key})
         if raw is None:
             return AgentRecord(id=key, tenant=key.partition(":")[0])
-        return AgentRecord.of(bson.decode(raw.raw, CODEC), size_bytes=len(raw.raw))
+        return AgentRecord.of(decoded(raw.raw), size_bytes=len(raw.raw))
 
     def _stamp(self, request: _Request) -> Stamp:
         return Stamp(self._clock.now(), request.scope.by)
@@ -591,6 +618,12 @@ class Store:
         self._metrics.folded.inc(len(trial.changes) - 1)
         for change in trial.changes:
             self._metrics.commits.labels("+".join(change.kinds)).inc()
+
+
+def _failure(*, sent: bool) -> Unavailable:
+    if sent:
+        return Unavailable("The service failed to carry this out; the outcome is not known.", written=None)
+    return Unavailable("The service failed to carry this out; nothing was written.", written=False)
 
 
 def _awaited(batch: Sequence[_Request]) -> list[_Request]:

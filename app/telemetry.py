@@ -25,7 +25,7 @@ class Metrics:
         self.updates = self._counter("updates", "Guarded database updates that were applied.")
         self.folded = self._counter("folded_requests", "Requests that shared their update with an earlier one.")
         self.rebases = self._counter("rebases", "Times that a move was applied anew to a newer version.")
-        self.conflicts = self._counter("conflicts", "Requests refused, by code.", "code")
+        self.refusals = self._counter("refusals", "Requests refused, by code.", "code")
         self.unknown = self._counter("unknown_outcomes", "Writes whose outcome had to be settled.")
         self.settled = self._counter("settled_outcomes", "Unknown writes settled, by what they turned out to be.", "as")
         self.unanswered = self._counter("unanswered_writes", "Writes answered 503 before their outcome was known.")

@@ -48,7 +48,6 @@ class IdempotencyRecordFields(BaseModel):
     id: str = Field(alias="_id")
     tenant: str
     digest: str = Field(description="Of the query and body: the same key with another request is a mistake.")
-    op: int = Field(description="Op id of the commit that it was written with.")
     status: int
     headers: dict[str, str]
     body: bytes = Field(description="zlib")
