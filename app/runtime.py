@@ -10,7 +10,7 @@ from litestar.types import ASGIApp
 
 from app.agents import Agents
 from app.api import create_app
-from app.api.application import Services
+from app.api.application import Parts
 from app.clock import SystemClock
 from app.config import Settings
 from app.mongo import Mongo, open_client
@@ -73,8 +73,8 @@ def is_loopback(host: str) -> bool:
 def create_replica(settings: Settings, uri: str) -> ASGIApp:
     """The ASGI application of one replica; call it inside the event loop that serves it."""
     runtime = Runtime(settings, uri)
-    services = Services(settings, runtime.agents, runtime.keys, runtime.metrics, runtime.healthy)
-    return create_app(services, runtime.start, runtime.stop)
+    parts = Parts(settings, runtime.agents, runtime.keys, runtime.metrics, runtime.healthy)
+    return create_app(parts, runtime.start, runtime.stop)
 
 
 @asynccontextmanager

@@ -47,10 +47,6 @@ def _bare(committed: Committed) -> Reply:
     return reply(committed.answer, committed.record.version)
 
 
-def _gone(committed: Committed) -> Reply:
-    return no_content(committed.record.version)
-
-
 def _shown_delegate(record: AgentRecord) -> dict[str, Any]:
     delegate = masked(record.delegate)
     if delegate is None:
@@ -118,7 +114,7 @@ class AgentRoutes(Controller):
 
     @delete("/{agent_id:str}", **gone(WRITE), summary="Delete an agent")
     async def remove(self, agent_id: AgentId, guarded: Writing, agents: Verbs) -> Answer[None]:
-        return await guarded.answer(lambda terms: agents.delete(guarded.caller, agent_id, terms), _gone)
+        return await guarded.answer(lambda terms: agents.delete(guarded.caller, agent_id, terms), no_content)
 
     @get("/{agent_id:str}/settings", **READ, summary="Read the settings")
     async def settings(self, agent_id: AgentId, reading: Reading) -> Answer[dict[str, Any]]:
@@ -146,7 +142,9 @@ class AgentRoutes(Controller):
 
     @delete("/{agent_id:str}/delegate", **gone(WRITE), summary="Forget the delegate")
     async def delete_delegate(self, agent_id: AgentId, guarded: Writing, agents: Verbs) -> Answer[None]:
-        return await guarded.answer(lambda terms: agents.set_delegate(guarded.caller, agent_id, None, terms), _gone)
+        return await guarded.answer(
+            lambda terms: agents.set_delegate(guarded.caller, agent_id, None, terms), no_content
+        )
 
     @get("/{agent_id:str}/workspace", **READ, summary="Read the workspace seen from HEAD")
     async def workspace(self, agent_id: AgentId, reading: Reading) -> Answer[Any]:

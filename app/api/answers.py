@@ -15,7 +15,7 @@ from models.commit import Reply
 T = TypeVar("T")
 Encode = Callable[[Committed], Reply]
 
-_JSON = "application/json"
+JSON = "application/json"
 
 
 class Answer(Response[bytes], Generic[T]):
@@ -32,9 +32,9 @@ def reply(value: Any, version: int, status: int = 200, **headers: str) -> Reply:
     return Reply(status, encode(value), {"ETag": etag(version), **headers})
 
 
-def no_content(version: int) -> Reply:
-    """204, about an agent at a version."""
-    return Reply(204, b"", {"ETag": etag(version)})
+def no_content(committed: Committed) -> Reply:
+    """204: done, there is nothing to show but the version."""
+    return Reply(204, b"", {"ETag": etag(committed.record.version)})
 
 
 def etag(version: int) -> str:
@@ -44,12 +44,12 @@ def etag(version: int) -> str:
 
 def as_response(given: Reply) -> Answer[Any]:
     """The reply over the wire."""
-    return Answer(given.body, status_code=given.status, media_type=_JSON, headers=dict(given.headers))
+    return Answer(given.body, status_code=given.status, media_type=JSON, headers=dict(given.headers))
 
 
 def page(items: list[Any], next_cursor: str | None) -> Answer[Any]:
     """A page of a list."""
-    return Answer(encode({"items": items, "next_cursor": next_cursor}), media_type=_JSON, headers={"Age": "0"})
+    return Answer(encode({"items": items, "next_cursor": next_cursor}), media_type=JSON, headers={"Age": "0"})
 
 
 def instant(value: datetime) -> str:

@@ -28,7 +28,7 @@ from models.errors import HoldfastError
 
 
 @dataclass(frozen=True)
-class Services:
+class Parts:
     """What the routes need, ready when `lifespan` has been entered."""
 
     settings: Settings
@@ -39,9 +39,9 @@ class Services:
 
 
 def create_app(
-    services: Services, start: Callable[[], Awaitable[None]], stop: Callable[[], Awaitable[None]]
+    parts: Parts, start: Callable[[], Awaitable[None]], stop: Callable[[], Awaitable[None]]
 ) -> ASGIApp:
-    """The ASGI application over the services, which it starts with itself and stops in the end."""
+    """The ASGI application over the parts, which it starts with itself and stops in the end."""
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
@@ -51,11 +51,11 @@ def create_app(
         finally:
             await stop()
 
-    return Edge(create_litestar(services, lifespan), Doorkeeper(services.settings), services.metrics)
+    return Edge(create_litestar(parts, lifespan), Doorkeeper(parts.settings), parts.metrics)
 
 
 def create_litestar(
-    services: Services, lifespan: Callable[[Litestar], AbstractAsyncContextManager[None]] | None = None
+    parts: Parts, lifespan: Callable[[Litestar], AbstractAsyncContextManager[None]] | None = None
 ) -> Litestar:
     """The routes alone, without the edge around them."""
     app = Litestar(
@@ -69,8 +69,8 @@ def create_litestar(
         },
         lifespan=[] if lifespan is None else [lifespan],
         openapi_config=_openapi(),
-        request_max_body_size=services.settings.body_limit_bytes,
-        state=State({name: getattr(services, name) for name in Services.__dataclass_fields__}),
+        request_max_body_size=parts.settings.body_limit_bytes,
+        state=State({name: getattr(parts, name) for name in Parts.__dataclass_fields__}),
         logging_config=None,
         debug=False,
     )

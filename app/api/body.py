@@ -6,6 +6,7 @@ A `StrictJSON` DTO stands in for Litestar's own decoding, which coerces types an
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -27,40 +28,53 @@ _MEDIA_TYPES = ("application/json", "application/merge-patch+json")
 _SHOWN_ERRORS = 5
 
 
-def decode(body: bytes, settings: Settings) -> Any:
-    """The JSON value of a body within all limits. Raises InvalidRequest or TooLarge, which say where it broke."""
-    if len(body) > settings.body_limit_bytes:
-        raise TooLarge("The body", settings.body_limit_bytes, len(body))
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a body may be at most; with `of_steps` each item of its `steps` has a key budget of its own."""
+
+    size: int
+    depth: int
+    keys: int
+    of_steps: bool = False
+
+
+def decode(body: bytes, limits: Limits) -> Any:
+    """The JSON value of a body within its limits. Raises InvalidRequest or TooLarge, which say where it broke."""
+    if len(body) > limits.size:
+        raise TooLarge("The body", limits.size, len(body))
     try:
         value = msgspec.json.decode(body)
     except UnicodeDecodeError as error:
         raise InvalidRequest("The body is not valid UTF-8.") from error
     except RecursionError as error:
-        raise InvalidRequest(f"The body is nested deeper than {settings.json_depth} levels.") from error
+        raise InvalidRequest(f"The body is nested deeper than {limits.depth} levels.") from error
     except msgspec.DecodeError as error:
         raise InvalidRequest(f"The body is not valid JSON: {error}.") from error
-    check_limits(value, settings)
+    steps = value.get("steps") if limits.of_steps and isinstance(value, dict) else None
+    if not isinstance(steps, list):
+        steps = []
+    _check(value, limits, 1, apart=steps)
+    for step in steps:
+        _check(step, limits, _DEPTH_OF_A_STEP)
     return value
 
 
-def check_limits(value: Any, settings: Settings) -> None:
-    """Raise InvalidRequest when a JSON value breaks a limit: depth, keys (of each item of `steps`), integers, NUL."""
-    budget = _KeyBudget(settings.json_keys)
-    stack: list[tuple[Any, int]] = [(value, 1)]
-    batch = value.get("steps") if isinstance(value, dict) else None
-    steps = batch if isinstance(batch, list) else None
+_DEPTH_OF_A_STEP = 3
+
+
+def _check(value: Any, limits: Limits, depth: int, apart: list[Any] | None = None) -> None:
+    """Raise InvalidRequest when a value breaks a limit: depth, keys, integers, NUL. `apart` is not looked into."""
+    budget = _KeyBudget(limits.keys)
+    stack: list[tuple[Any, int]] = [(value, depth)]
     while stack:
         item, depth = stack.pop()
         if isinstance(item, dict | list):
-            if depth > settings.json_depth:
-                raise InvalidRequest(f"The body is nested deeper than {settings.json_depth} levels.")
+            if depth > limits.depth:
+                raise InvalidRequest(f"The body is nested deeper than {limits.depth} levels.")
             if isinstance(item, dict):
                 budget.spend(item)
-            if item is steps:
-                for step in steps:
-                    check_limits({"step": step}, settings)
-                continue
-            stack.extend((inner, depth + 1) for inner in (item.values() if isinstance(item, dict) else item))
+            if item is not apart:
+                stack.extend((inner, depth + 1) for inner in (item.values() if isinstance(item, dict) else item))
         elif isinstance(item, int) and item not in _INT64:
             raise InvalidRequest("An integer is outside the 64-bit range: send it as a string.")
 
@@ -109,8 +123,9 @@ class StrictJSON(AbstractDTO[Any]):
             raise InvalidRequest(f"Send the body as {_MEDIA_TYPES[0]}, not as '{sent[:64]}'.")
         handler = connection.route_handler
         settings: Settings = connection.app.state.settings
-        deeper = {"json_depth": settings.json_depth + handler.opt.get("wrapped", 0)}
-        return validated(decode(value, settings.model_copy(update=deeper)), handler.parsed_data_field.raw)
+        depth = settings.json_depth + handler.opt["wrapped"]
+        limits = Limits(settings.body_limit_bytes, depth, settings.json_keys, handler.opt["of_steps"])
+        return validated(decode(value, limits), handler.parsed_data_field.raw)
 
     @classmethod
     def create_for_field_definition(

@@ -64,7 +64,8 @@ def idempotency_id(scope: Scope, request: Request[Any, Any, Any], key: str) -> s
     """The id of the record for this key: of one tenant, owner, method and path. Raises InvalidRequest."""
     if not _IDEMPOTENCY_KEY.match(key):
         raise InvalidRequest("Idempotency-Key must be 1 to 255 visible ASCII characters.")
-    return _digest(scope.tenant, scope.owner or "", request.method, request.url.path, key)
+    owner = "" if scope.owner is None else f"owner:{scope.owner}"
+    return _digest(scope.tenant, owner, request.method, request.url.path, key)
 
 
 async def request_digest(request: Request[Any, Any, Any]) -> str:

@@ -7,24 +7,23 @@ from litestar.datastructures import State
 from prometheus_client import generate_latest
 
 from app.api import shapes
-from app.api.answers import Answer, encode
+from app.api.answers import JSON, Answer, encode
 from app.api.routes import PUBLIC
 from models.errors import Unavailable
 
-_JSON = "application/json"
 _PROMETHEUS = "text/plain; version=0.0.4"
 
 
 @get("/health/live", **PUBLIC, tags=["operations"], summary="Whether the process runs")
 async def live() -> Answer[shapes.Health]:
-    return Answer(encode({"status": "live"}), media_type=_JSON)
+    return Answer(encode({"status": "live"}), media_type=JSON)
 
 
 @get("/health/ready", **PUBLIC, tags=["operations"], summary="Whether requests can be served")
 async def ready(state: State) -> Answer[shapes.Health]:
     if not await state.healthy():
         raise Unavailable("The database does not answer, or there is no writable primary.", retry_after=1)
-    return Answer(encode({"status": "ready"}), media_type=_JSON)
+    return Answer(encode({"status": "ready"}), media_type=JSON)
 
 
 @get("/metrics", **PUBLIC, tags=["operations"], media_type=_PROMETHEUS, summary="Metrics for Prometheus")

@@ -11,7 +11,8 @@ from typing import Any
 
 import orjson
 from litestar import Request, Response
-from litestar.exceptions import HTTPException, ValidationException
+from litestar.exceptions import HTTPException, InternalServerException, ValidationException
+from litestar.routes import HTTPRoute
 
 from app.telemetry import get_logger
 from models import errors
@@ -45,6 +46,7 @@ _CODE_OF_STATUS: Mapping[int, str] = {
     409: errors.Conflict.code,
     415: errors.InvalidRequest.code,
 }
+_HUNG_UP = "client disconnected prematurely"
 _log = get_logger(__name__)
 
 ProblemResponse = Response[bytes]
@@ -89,10 +91,12 @@ def on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Prob
     status = 400 if error.status_code == HTTPStatus.UNSUPPORTED_MEDIA_TYPE else error.status_code
     if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         return of_domain(_body_too_large(request))
+    if isinstance(error, InternalServerException) and error.detail == _HUNG_UP:
+        return _plain(400, "The body ended before it was whole.", {})
     if status not in _CODE_OF_STATUS:
         return on_unexpected_error(request, error) if status >= 500 else _plain(400, error.detail, {})
-    allow = (error.headers or {}).get("Allow")
-    return _plain(status, _detail(error), {} if allow is None else {"Allow": allow})
+    allow = {"Allow": ", ".join(sorted(_methods_at(request)))} if status == HTTPStatus.METHOD_NOT_ALLOWED else {}
+    return _plain(status, _detail(error), allow)
 
 
 def on_unexpected_error(request: Request[Any, Any, Any], error: Exception) -> ProblemResponse:
@@ -108,8 +112,24 @@ def _plain(status: int, detail: str, headers: dict[str, str]) -> ProblemResponse
 def _detail(error: HTTPException) -> str:
     if not isinstance(error, ValidationException) or not isinstance(error.extra, list):
         return error.detail
+    if any(item.get("key") == "data" for item in error.extra):
+        return "Send a JSON body."
     reasons = [f"{item.get('key', item.get('source', 'request'))}: {item['message']}" for item in error.extra]
-    return "; ".join(reasons) or error.detail
+    return "; ".join(reasons).replace("in_state:", "state:") or error.detail
+
+
+def _methods_at(request: Request[Any, Any, Any]) -> set[str]:
+    """The methods that the path of the request has."""
+    sent = request.url.path.strip("/").split("/")
+    routes = (route for route in request.app.routes if isinstance(route, HTTPRoute))
+    return {method for route in routes if _fits(route, sent) for method in route.methods}
+
+
+def _fits(route: HTTPRoute, sent: list[str]) -> bool:
+    parts = route.path_components
+    return len(parts) == len(sent) and all(
+        part == given or not isinstance(part, str) for part, given in zip(parts, sent, strict=True)
+    )
 
 
 def _body_too_large(request: Request[Any, Any, Any]) -> errors.TooLarge:

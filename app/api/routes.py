@@ -40,10 +40,10 @@ def _refusals(*statuses: int) -> dict[int, ResponseSpec]:
     }
 
 
-def _kind(*rights: Right, changes: bool, wrapped: int = 0) -> dict[str, Any]:
+def _kind(*rights: Right, changes: bool, wrapped: int = 0, of_steps: bool = False) -> dict[str, Any]:
     decoding = {"dto": StrictJSON, "return_dto": None} if changes else {}
     responses = _refusals(*(_REFUSALS if changes else _OF_READS))
-    opt = {"rights": frozenset(rights), "wrapped": wrapped}
+    opt = {"rights": frozenset(rights), "wrapped": wrapped, "of_steps": of_steps}
     return {"opt": opt, "responses": responses, **decoding}
 
 
@@ -62,7 +62,10 @@ DRIVE = _kind(Right.WRITE, Right.RUNNER, changes=True)
 WRITE = _kind(Right.WRITE, changes=True)
 """Makes, ends or hands over an agent."""
 
-IMPORT = _kind(Right.WRITE, changes=True, wrapped=3)
+APPEND = _kind(Right.WRITE, Right.RUNNER, changes=True, of_steps=True)
+"""Changes an agent by steps, each with a key limit of its own."""
+
+IMPORT = _kind(Right.WRITE, changes=True, wrapped=3, of_steps=True)
 """Takes an export, which wraps what it holds (most of all a workspace) in three more levels."""
 
 PUBLIC: dict[str, Any] = {"responses": _refusals(400, 403, 503)}

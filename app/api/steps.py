@@ -14,7 +14,7 @@ from app.api.answers import Answer, no_content, page, reply
 from app.api.bodies import BranchBody, HeadBody, ResultBody, RevertBody, StepBatch, StepsBody
 from app.api.call import AgentId, Reading, Verbs, Writing
 from app.api.paging import DEFAULT_LIMIT, steps_cursor, steps_window
-from app.api.routes import DRIVE, READ, gone
+from app.api.routes import APPEND, DRIVE, READ, gone
 from app.store import Committed
 from models.agent import AgentRecord, Step
 from models.commit import Reply
@@ -33,10 +33,6 @@ def _appended(committed: Committed) -> Reply:
 
 def _position(committed: Committed) -> Reply:
     return reply(committed.answer, committed.record.version)
-
-
-def _gone(committed: Committed) -> Reply:
-    return no_content(committed.record.version)
 
 
 def _branches(record: AgentRecord) -> dict[str, Any]:
@@ -72,7 +68,7 @@ class StepRoutes(Controller):
     path = "/v1/agents/{agent_id:str}"
     tags = ["steps"]
 
-    @post("/steps", **DRIVE, summary="Append one step, or several together")
+    @post("/steps", **APPEND, summary="Append one step, or several together")
     async def append(
         self,
         agent_id: AgentId,
@@ -139,7 +135,9 @@ class StepRoutes(Controller):
     async def delete_branch(
         self, agent_id: AgentId, name: FromPath[str], guarded: Writing, agents: Verbs
     ) -> Answer[None]:
-        return await guarded.answer(lambda terms: agents.delete_branch(guarded.caller, agent_id, name, terms), _gone)
+        return await guarded.answer(
+            lambda terms: agents.delete_branch(guarded.caller, agent_id, name, terms), no_content
+        )
 
     @get("/diff", **READ, summary="How two places of the tree differ")
     async def diff(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.api.application import Services, create_litestar
+from app.api.application import Parts, create_litestar
 from app.config import Settings
 from app.telemetry import Metrics
 from tests.api.driver import Api, Handle
@@ -72,7 +72,7 @@ OF_AN_AGENT = [route for route in SAMPLES if "{agent_id}" in route[1]]
 def routes_of_the_application() -> set[Route]:
     """Method and path template of every route, without the OpenAPI document and Litestar's own OPTIONS."""
     nothing: Any = None
-    app = create_litestar(Services(Settings(), nothing, nothing, Metrics(), nothing))
+    app = create_litestar(Parts(Settings(), nothing, nothing, Metrics(), nothing))
     return {
         (method, route.path_format)
         for route in app.routes
