@@ -25,7 +25,9 @@ class Settings(BaseSettings):
         description="Replica set to use; unset: the embedded development server in the data directory.",
     )
     mongodb_database: str = Field(
-        default="holdfast", validation_alias=AliasChoices("MONGODB_DATABASE", "mongodb_database")
+        default="holdfast",
+        validation_alias=AliasChoices("MONGODB_DATABASE", "mongodb_database"),
+        pattern=r"^[A-Za-z0-9_-]{1,38}$",
     )
     data: Path = Field(default=Path(".holdfast"), description="Data directory (embedded database, generated secrets).")
 
@@ -69,6 +71,11 @@ class Settings(BaseSettings):
     def commit_seconds(self) -> float:
         """What a commit may take: the deadline, less the call that may go before it to find out who asks."""
         return self.deadline_seconds - self.call_seconds
+
+    @field_validator("mongodb_uri")
+    @classmethod
+    def _unset_when_empty(cls, value: str | None) -> str | None:
+        return value or None
 
     @field_validator("allowed_hosts", "allowed_origins", "secret_keys", mode="before")
     @classmethod

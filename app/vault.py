@@ -73,6 +73,13 @@ def open_vault(configured: tuple[str, ...], data: Path) -> Vault:
     return Vault((_decoded(_generated(data / "secret.key")),))
 
 
+def configured_keys(configured: tuple[str, ...], data: Path) -> int:
+    """How many keys there are, looking only: 0 when the first use will make one. Raises SecretKeyProblem."""
+    if not configured and not (data / "secret.key").exists():
+        return 0
+    return len([_decoded(key) for key in configured or ((data / "secret.key").read_text().strip(),)])
+
+
 def _decoded(key: str) -> bytes:
     try:
         decoded = base64.b64decode(key, validate=True)

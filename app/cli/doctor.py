@@ -11,7 +11,7 @@ from app.cli.console import answer, say
 from app.config import Settings
 from app.mongo import DatabaseProblem, check
 from app.mongod import EmbeddedError, EmbeddedServer
-from app.vault import SecretKeyProblem, open_vault
+from app.vault import SecretKeyProblem, configured_keys
 
 _PROBLEMS = (DatabaseProblem, EmbeddedError, SecretKeyProblem)
 
@@ -52,8 +52,9 @@ def _database(settings: Settings) -> str:
 
 
 def _secret_keys(settings: Settings) -> str:
-    open_vault(settings.secret_keys, settings.data)
+    found = configured_keys(settings.secret_keys, settings.data)
     if settings.secret_keys:
-        return f"{len(settings.secret_keys)} from HOLDFAST_SECRET_KEYS"
+        return f"{found} from HOLDFAST_SECRET_KEYS"
+    where = settings.data / "secret.key"
     note = "; replicas elsewhere need the same one in HOLDFAST_SECRET_KEYS" if settings.mongodb_uri else ""
-    return f"one generated in {settings.data / 'secret.key'}{note}"
+    return f"one in {where}{note}" if found else f"none yet; the first use makes one in {where}{note}"

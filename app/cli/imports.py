@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -12,9 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from app.agents import Agents, Terms
 from app.cli.console import Failure, answer, people, with_runtime
 from app.runtime import Runtime
+from app.store import Committed
 from app.traces import Snapshot as TracedSnapshot
 from app.traces import Trace, read
-from models.agent import AgentRecord
 from models.snapshot import Snapshot
 from models.step import StepInput
 from models.tenant import DEFAULT_TENANT, Right, Scope
@@ -27,7 +28,8 @@ def take_in(
 ) -> None:
     """Make an agent from each trace in the files; prints `id name steps` for each.
 
-    All files are read before the first agent is made: a broken one stops everything, and nothing is half-made.
+    All files are read and judged before the first agent is made: a broken one stops everything. An id that is taken
+    stops the import there; the agents printed before it are made, each of them whole.
 
     Example: holdfast import run.traj chat.json
     """
@@ -40,21 +42,27 @@ def take_in(
 
         async def work(runtime: Runtime) -> None:
             scope = Scope(tenant, frozenset(Right), owner, by="import")
-            making = progress.add_task("importing", total=len(traces))
-            for trace in traces:
-                record = await _make(runtime.agents, scope, trace)
+            made = [_prepared(runtime.agents, scope, trace) for trace in traces]
+            importing = progress.add_task("importing", total=len(made))
+            for make in made:
+                record = (await make()).record
                 answer(f"{record.name_in_tenant} {record.name} {record.step_count}")
-                progress.advance(making)
+                progress.advance(importing)
 
         with_runtime(work)
 
 
-async def _make(agents: Agents, scope: Scope, trace: Trace | TracedSnapshot) -> AgentRecord:
+def _prepared(agents: Agents, scope: Scope, trace: Trace | TracedSnapshot) -> Callable[[], Awaitable[Committed]]:
+    """What makes the agent, once everything about it has been judged but whether its id is free."""
     if isinstance(trace, TracedSnapshot):
-        return (await agents.take_in(scope, _snapshot(trace), Terms())).record
+        snapshot = _snapshot(trace)
+        agents.draft(scope, snapshot)
+        return lambda: agents.take_in(scope, snapshot, Terms())
     spec = {"name": trace.name, "model": trace.model, "labels": dict(trace.labels)}
     steps = [StepInput.model_validate(step).given() for step in trace.steps]
-    return (await agents.create(scope, spec, Terms(), steps=steps)).record
+    for step in steps:
+        agents.require_fitting(step)
+    return lambda: agents.create(scope, spec, Terms(), steps=steps)
 
 
 def _snapshot(trace: TracedSnapshot) -> Snapshot:
