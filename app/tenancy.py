@@ -68,6 +68,8 @@ class Keys:
     ) -> tuple[KeyRecord, str]:
         """A new key and its token, which can't be had again. Closes the latch first. Raises InvalidRequest."""
         check_id(tenant, "the tenant")
+        if owner == "":
+            raise InvalidRequest("An owner needs a name; leave it out for a key that sees every owner's agents.")
         chosen = sorted(set(rights))
         if not chosen:
             raise InvalidRequest("A key needs at least one right: read, write, runner or admin.")

@@ -56,7 +56,7 @@ class Unauthenticated(HoldfastError):
 
 
 class Forbidden(HoldfastError):
-    """This key may not do that."""
+    """That is not allowed."""
 
     code = "forbidden"
 
@@ -166,7 +166,7 @@ class TooMany(HoldfastError):
 
 
 class Unavailable(HoldfastError):
-    """The database does not answer in time."""
+    """Not available at this moment."""
 
     code = "unavailable"
 

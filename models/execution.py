@@ -26,11 +26,6 @@ def status_of(state: State) -> str:
     return "running" if state in _RUNNING else state.value
 
 
-def activity_of(state: State) -> str:
-    """`busy` inside a turn, else `idle`."""
-    return "busy" if state in IN_TURN else "idle"
-
-
 def states_of(status: str) -> list[State]:
     """Every state that reads as this status; [] for an unknown one."""
     return [state for state in State if status_of(state) == status]

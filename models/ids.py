@@ -37,6 +37,13 @@ def check_name(value: str, what: str = "name") -> str:
     return value
 
 
+def check_branch(name: str) -> str:
+    """The branch's name itself, when it is one; `HEAD` and `root` stand for places of their own."""
+    if name in ("HEAD", ROOT):
+        raise InvalidRequest(f"'{name}' is not a name for a branch: it stands for a place of its own.")
+    return check_name(name, "a branch")
+
+
 def agent_key(tenant: str, agent: str) -> str:
     """The `_id` of an agent's document, `<tenant>:<agent>`; an impossible id is NotFound, as an unknown one is."""
     if not _ID.match(agent):

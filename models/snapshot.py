@@ -12,7 +12,7 @@ from pydantic import Field
 
 from models.agent import MAIN, AgentRecord
 from models.errors import InvalidRequest
-from models.ids import ROOT, check_id, check_name, field_name, plain_name
+from models.ids import ROOT, check_branch, check_id, check_name, field_name, plain_name
 from models.profile import label_terms
 from models.results import WORKSPACE
 from models.settings import check_settings, with_defaults
@@ -114,7 +114,7 @@ def draft_of(snapshot: Snapshot, key: str, tenant: str) -> AgentRecord:
     last = snapshot.steps[-1].id if snapshot.steps else ROOT
     head = _known(steps, last if snapshot.head is None else snapshot.head, "head")
     branches = {MAIN: head} if snapshot.branches is None else snapshot.branches
-    fields = {field_name(check_name(name, "a branch")): step for name, step in branches.items()}
+    fields = {field_name(check_branch(name)): step for name, step in branches.items()}
     for name, step in branches.items():
         _known(steps, step, f"branches.{name}")
     if snapshot.branch is not None and branches.get(snapshot.branch) != head:

@@ -11,7 +11,7 @@ from beanie import Document
 from pydantic import BaseModel, ConfigDict, Field
 from pymongo import IndexModel
 
-from models.ids import agent_key
+from models.ids import agent_key, check_id
 
 DEFAULT_TENANT = "default"
 
@@ -33,6 +33,9 @@ class Scope:
     rights: frozenset[Right]
     owner: str | None = None
     by: str = "anonymous"
+
+    def __post_init__(self) -> None:
+        check_id(self.tenant, "the tenant")
 
     def agent_key(self, agent: str) -> str:
         """The database key of this tenant's agent."""

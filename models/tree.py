@@ -89,12 +89,12 @@ def append(record: AgentRecord, drafts: Sequence[Draft], stamp: Stamp, *, advanc
 def checkout(record: AgentRecord, stamp: Stamp, *, step: str | None = None, branch: str | None = None) -> Change:
     """Move HEAD to a step (detached) or to a branch (attached); the redo stack is emptied.
 
-    Raises AgentBusy inside a turn, and NotFound. A checkout of where HEAD is already changes nothing.
+    Raises AgentBusy inside a turn, and NotFound. A checkout of where HEAD is changes nothing, unless a redo waits.
     """
     _require_not_in_turn(record)
     target = record.require_step(step) if step is not None else _branch(record, branch or "")
     attached = field_name(branch) if branch is not None else None
-    if target == record.head and attached in (None, record.branch):
+    if target == record.head and attached in (None, record.branch) and not record.redo:
         return record.unchanged(position(record))
     return _moved(record, stamp, head=target, branch=attached, redo=[])
 
