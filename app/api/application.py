@@ -38,9 +38,7 @@ class Parts:
     healthy: Callable[[], Awaitable[bool]]
 
 
-def create_app(
-    parts: Parts, start: Callable[[], Awaitable[None]], stop: Callable[[], Awaitable[None]]
-) -> ASGIApp:
+def create_app(parts: Parts, start: Callable[[], Awaitable[None]], stop: Callable[[], Awaitable[None]]) -> ASGIApp:
     """The ASGI application over the parts, which it starts with itself and stops in the end."""
 
     @asynccontextmanager
