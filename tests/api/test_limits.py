@@ -156,3 +156,42 @@ async def test_many_settings_are_one_agent(small: Api) -> None:
     for n in range(4):
         refused = await small.http.put(f"/v1/agents/{agent.id}/results/k{n}", json={"result": "x" * 30_000})
     assert refused.status_code == 413
+
+
+@pytest.mark.parametrize("value", [{"$ref": "a", "$id": 1}, {"x": [{"$ref": "a", "$id": {}, "$db": "b", "y": None}]}])
+async def test_objects_that_look_like_references_come_back_as_they_were(api: Api, value: Json) -> None:
+    """`$ref` and `$id` are keys like any other, wherever they stand."""
+    agent = await api.made(settings={"schema": value}, delegate={"user": value})
+    await agent.call("PUT", "/workspace", value)
+    await agent.call(
+        "POST", "/steps", {"id": "s", "role": "tool", "data": value, "tool_results": [{"id": "c", "output": value}]}
+    )
+    await agent.call("PUT", "/results/key", {"result": value})
+    whole = await agent.read()
+    assert whole["settings"]["schema"] == whole["delegate"]["user"] == value
+    assert whole["steps"][0]["data"] == whole["steps"][0]["tool_results"][0]["output"] == value
+    assert await agent.read("/workspace") == value == (await agent.read("/results/key"))["result"]
+    listed = (await api.call("GET", "/v1/agents", limit=200)).json()["items"]
+    assert next(item for item in listed if item["id"] == agent.id)["settings"]["schema"] == value
+
+
+async def test_only_steps_have_key_limits_of_their_own(small: Api) -> None:
+    """A `steps` list elsewhere counts with its body; that of a batch does not, and each step stays within the limit."""
+    agent = await small.made()
+    crowd = [{f"k{number}": 0 for number in range(40)} for _ in range(3)]
+    await agent.call("PUT", "/workspace", {"steps": crowd}, expect="invalid-request")
+    await agent.call("POST", "/steps", {"steps": [{"role": "user", "data": data} for data in crowd]})
+    crowded = {f"k{number}": 0 for number in range(101)}
+    await agent.call("POST", "/steps", {"steps": [{"role": "user", "data": crowded}]}, expect="invalid-request")
+
+
+async def test_guards_of_a_creation_look_at_what_was_there_before(api: Api) -> None:
+    """If-Match on an id that was never used, or on a deleted one, is about its version."""
+    await api.call("POST", "/v1/agents", {"id": "guarded"}, headers={"If-Match": '"7"'}, expect="version-conflict")
+    await api.call("POST", "/v1/agents", {"id": "guarded"}, expect=201)
+
+
+async def test_method_that_a_path_does_not_have_is_told_with_those_it_has(api: Api) -> None:
+    """405 with Allow."""
+    answer = await api.call("PUT", "/v1/agents", {}, expect="method-not-allowed")
+    assert set(answer.headers["allow"].split(", ")) == {"GET", "OPTIONS", "POST"}

@@ -306,3 +306,26 @@ def test_help_teaches(holdfast: Call, words: tuple[str, ...]) -> None:
     assert done.returncode == 0
     assert "Usage: holdfast" in done.stdout
     assert done.stderr == ""
+
+
+def test_one_broken_file_stops_an_import_before_its_first_agent(holdfast: Call, tmp_path: Path) -> None:
+    """Every file is judged first, also what only the service's own rules can tell."""
+    good = tmp_path / "good.json"
+    good.write_text('[{"role": "user", "content": "hello"}]')
+    bad = tmp_path / "bad.json"
+    bad.write_text('{"holdfast": 1, "head": "nowhere", "steps": []}')
+    done = holdfast("import", str(good), str(bad))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "nowhere" in done.stderr
+    assert holdfast("import", str(good)).stdout.split()[1:] == ["good", "1"]
+
+
+@pytest.mark.parametrize("tenant", ["", "x:y", "a b"])
+def test_a_tenant_that_is_none_is_told(holdfast: Call, tmp_path: Path, tenant: str) -> None:
+    """Its name is the first part of every key of the database."""
+    good = tmp_path / "good.json"
+    good.write_text('[{"role": "user", "content": "hello"}]')
+    for words in (("import", str(good)), ("keys", "create", "--right", "read")):
+        done = holdfast(*words, "--tenant", tenant)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "the tenant must match" in done.stderr

@@ -726,3 +726,83 @@ async def test_inserts_and_updates_share_a_flight(benches: Benches) -> None:
     assert sum(isinstance(write, InsertOne) for flight in made.writes.sent for write in flight) == 4
     for number in range(3):
         assert (await made.stored(f"new{number}")).version == 1
+
+
+@pytest.mark.parametrize("kept", [True, False])
+async def test_keyed_request_is_replayed_only_while_its_agent_is_there(
+    benches: Benches, bench: Bench, kept: bool
+) -> None:
+    """Whether the agent exists is judged anew, on every replica, before its record is looked up."""
+    other: Bench = await benches()
+    await bench.commit(appending("one"), once=once("key"))
+    if not kept:
+        await other.commit(delete)
+    for replica in (bench, other):
+        if kept:
+            assert (await replica.commit(appending("one"), once=once("key"))).replay is not None
+        else:
+            with pytest.raises(NotFound):
+                await replica.commit(appending("one"), once=once("key"))
+
+
+async def test_keyed_request_waits_for_a_look_up_that_fails(bench: Bench) -> None:
+    """A look-up of the record that gets no answer does not mean that there is none: no refusal comes of it."""
+    await bench.commit(naming("Ada"), once=once("key"), guard=Guard(version=1))
+    records = Faulty(bench.mongo.idempotency, "find_one")
+    records.planned.extend([lost_before, lost_before])
+    bench.store._mongo = replace(bench.store._mongo, idempotency=records)  # type: ignore[arg-type]
+    again = await bench.commit(naming("Ada"), once=once("key"), guard=Guard(version=1))
+    assert again.replay == Reply(201, b"2", {"ETag": "x"})
+
+
+async def test_requests_that_were_given_up_are_not_kept(benches: Benches, bench: Bench) -> None:
+    """While one write is unknown, those behind it are answered at their deadline and forgotten, bodies and all."""
+    hasty: Bench = await benches(deadline_seconds=0.4, attempt_seconds=10)
+    gate = Gate()
+    hasty.writes.planned.append(gate)
+    behind = [asyncio.create_task(hasty.commit(setting(f"key{number}"))) for number in range(20)]
+    ends = await asyncio.gather(*behind, return_exceptions=True)
+    assert {type(end) for end in ends} == {Unavailable}
+    assert not hasty.store._lanes[f"default:{AGENT}"].waiting
+    gate.open()
+
+
+async def test_write_whose_slot_still_stands_after_many_versions_is_settled_as_applied(
+    benches: Benches, bench: Bench
+) -> None:
+    """Folded commits use one slot for many versions, so the op of an older commit may still be there to be read."""
+    other: Bench = await benches()
+    gate = Gate()
+
+    async def lost_after_many(call: Call) -> Any:
+        await call()
+        await gate(through_nothing)
+        raise AutoReconnect("lost on the way back")
+
+    bench.writes.planned.append(lost_after_many)
+    mine = asyncio.create_task(bench.commit(appending("mine")))
+    await gate.wait()
+    while (await other.stored()).version < 2 + OP_SLOTS:
+        await asyncio.gather(*(other.commit(appending(uuid4().hex)) for _ in range(20)))
+    assert "2" in (await other.stored()).ops
+    gate.open()
+    assert (await mine).record.version == 2
+
+
+async def _until_full(bench: Bench) -> None:
+    for _ in range(100):
+        try:
+            await bench.commit(setting(uuid4().hex, "x" * 500))
+        except TooLarge:
+            return
+    pytest.fail("the agent never became full")
+
+
+async def test_full_agent_can_still_be_made_smaller(benches: Benches) -> None:
+    """At the limit only what grows is refused: there is room for what a commit itself stores."""
+    small: Bench = await benches(agent_limit_bytes=64 * 1024)
+    await small.commit(creating(), creates=True)
+    await small.commit(setting("big", "x" * 58_000))
+    await _until_full(small)
+    assert (await small.stored()).stored_bytes() <= 64 * 1024
+    assert (await small.commit(naming("B"))).record.name == "B"
