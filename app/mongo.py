@@ -48,6 +48,7 @@ _DOCUMENTS: dict[str, type[Document]] = {
 }
 
 _SERVER_SELECTION_MS = 2_000
+_CHECK_SECONDS = 5
 _HEARTBEAT_MS = 1_000
 _AUTHENTICATION_CODES = (13, 18)
 _NAMESPACE_EXISTS = 48
@@ -78,11 +79,24 @@ def open_client(uri: str) -> AsyncMongoClient[dict[str, Any]]:
         raise DatabaseProblem(f"MONGODB_URI is not a usable address: {error}.") from error
 
 
+async def transaction_seconds(uri: str) -> int | None:
+    """How long the server keeps the transaction of a client that died; None when it does not tell us."""
+    client = open_client(uri)
+    try:
+        with pymongo.timeout(_CHECK_SECONDS):
+            found = await client.admin.command("getParameter", 1, transactionLifetimeLimitSeconds=1)
+    except PyMongoError:
+        return None
+    finally:
+        await client.close()
+    return int(found["transactionLifetimeLimitSeconds"])
+
+
 async def check(uri: str) -> None:
     """Raise DatabaseProblem unless the URI leads to a writable replica set (or sharded cluster) that lets us in."""
     client = open_client(uri)
     try:
-        with pymongo.timeout(5):
+        with pymongo.timeout(_CHECK_SECONDS):
             hello = await client.admin.command("hello")
             await client.admin.command("listDatabases", nameOnly=True)
     except OperationFailure as error:

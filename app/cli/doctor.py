@@ -9,10 +9,11 @@ import typer
 
 from app.cli.console import answer, say
 from app.config import Settings
-from app.mongo import DatabaseProblem, check
+from app.mongo import DatabaseProblem, check, transaction_seconds
 from app.mongod import EmbeddedError, EmbeddedServer
 from app.vault import SecretKeyProblem, configured_keys
 
+_TRANSACTION_SECONDS = 10
 _PROBLEMS = (DatabaseProblem, EmbeddedError, SecretKeyProblem)
 
 
@@ -42,13 +43,23 @@ def _passes(name: str, probe: Callable[[Settings], str], settings: Settings) -> 
 def _database(settings: Settings) -> str:
     if settings.mongodb_uri:
         asyncio.run(check(settings.mongodb_uri))
-        return "MONGODB_URI leads to a writable replica set"
+        return f"MONGODB_URI leads to a writable replica set{_advice(settings.mongodb_uri)}"
     server = EmbeddedServer(settings.data)
     if not server.status().answers:
         server.require_installed()
         return f"embedded, not running; 'holdfast serve' starts it in {settings.data}"
     asyncio.run(check(server.uri()))
     return f"embedded, running in {settings.data}"
+
+
+def _advice(uri: str) -> str:
+    seconds = asyncio.run(transaction_seconds(uri))
+    if seconds is None or seconds <= _TRANSACTION_SECONDS:
+        return ""
+    return (
+        f"; its transactionLifetimeLimitSeconds is {seconds}: set it to 3, or a replica that dies at the wrong moment "
+        "keeps an agent from being written for that long"
+    )
 
 
 def _secret_keys(settings: Settings) -> str:
