@@ -14,8 +14,9 @@ import bson
 
 from app.clock import Clock
 from app.config import Settings
+from app.lanes import Committed, Move, Once
 from app.mongo import CODEC
-from app.store import Committed, Move, Once, Store
+from app.store import Store
 from app.vault import Vault
 from models import profile, results, tree
 from models.agent import MAIN, AgentRecord, create, delete

@@ -10,17 +10,13 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
 import pymongo
-from pymongo import InsertOne, UpdateOne
 from pymongo.errors import BulkWriteError, PyMongoError
 from pymongo.results import BulkWriteResult
 
-from app.mongo import Collection
+from app.mongo import Collection, Write
 from app.telemetry import Metrics
-
-Write = UpdateOne | InsertOne[dict[str, Any]]
 
 _FLIGHT_BYTES = 8 * 1024 * 1024
 

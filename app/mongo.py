@@ -17,7 +17,7 @@ from beanie import Document, init_beanie
 from bson.codec_options import CodecOptions
 from bson.dbref import DBRef
 from bson.raw_bson import RawBSONDocument
-from pymongo import AsyncMongoClient, WriteConcern
+from pymongo import AsyncMongoClient, InsertOne, UpdateOne, WriteConcern
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import (
@@ -37,6 +37,8 @@ from models.tenant import Key
 
 Collection = AsyncCollection[dict[str, Any]]
 RawCollection = AsyncCollection[RawBSONDocument]
+Write = UpdateOne | InsertOne[dict[str, Any]]
+"""What a bulk write is made of."""
 
 CODEC: CodecOptions[Any] = CodecOptions(tz_aware=True, tzinfo=UTC)
 _RAW: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument)

@@ -27,226 +27,42 @@ import asyncio
 import contextlib
 import contextvars
 import random
-import secrets
 import zlib
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-import bson
 import pymongo
-from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
-from pymongo import InsertOne, UpdateOne
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import PyMongoError
 
-from app.bulk import BulkWriter, Outcome, Write
+from app.bulk import BulkWriter, Outcome
 from app.clock import Clock
 from app.config import Settings
-from app.mongo import CODEC, Mongo, decoded
+from app.lanes import Committed, Lane, Move, Once, Request, Trial
+from app.mongo import Mongo, Write, decoded
 from app.telemetry import Metrics, get_logger
 from models.agent import AgentRecord
-from models.change import OP_SLOTS, Change, Stamp, envelope, fold
+from models.change import OP_SLOTS, Stamp
 from models.commit import Guard, Reply
 from models.errors import (
     Conflict,
     HoldfastError,
     IdempotencyMismatch,
-    InvalidRequest,
-    TooLarge,
     Unavailable,
 )
 from models.tenant import Scope
-
-Move = Callable[[AgentRecord, Stamp], Change]
 
 MIN_VERSION_SECONDS = 2.0
 _VERSION_PAUSE = 0.05
 KEPT_FOR = timedelta(hours=24)
 """How long an idempotency record answers."""
 
-_FOLD_BYTES = 4 * 1024 * 1024
-_COMMIT_BYTES = 4 * 1024
-"""Kept free for what commits themselves store (`last`, `ops`), so that a full agent can still be changed."""
 _LANES = 10_000
 _NO_GUARD = Guard()
 _log = get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Once:
-    """Asks that a request has its effect at most once: the record's id, the request's digest, the answer's form."""
-
-    id: str
-    digest: str
-    encode: Callable[[Committed], Reply]
-
-
-@dataclass(frozen=True, slots=True)
-class Committed:
-    """How an accepted request ended: the agent right after it, the move's answer, or the reply given before."""
-
-    record: AgentRecord
-    answer: Any
-    changed: bool
-    replay: Reply | None = None
-
-
-@dataclass(eq=False, slots=True)
-class _Request:
-    scope: Scope
-    move: Move
-    guard: Guard
-    once: Once | None
-    creates: bool
-    done: asyncio.Future[Committed]
-    sent: bool = False
-    given_up: bool = False
-
-    def sees(self, record: AgentRecord) -> bool:
-        return record.exists and self.scope.sees(record.tenant, record.owner)
-
-    def resolve(self, result: Committed | Exception) -> None:
-        if self.done.done():
-            return
-        if isinstance(result, Exception):
-            self.done.set_exception(result)
-            self.done.exception()  # callers that left early must not cause a warning
-        else:
-            self.done.set_result(result)
-
-
-@dataclass(eq=False, slots=True)
-class _Lane:
-    """The queue of one agent on this replica, and the agent as this replica last knew it (`basis`)."""
-
-    key: str
-    waiting: deque[_Request] = field(default_factory=deque)
-    basis: AgentRecord | None = None
-    bound: int = 0
-    """Bytes that `basis` takes in the database at most."""
-    worker: asyncio.Task[None] | None = None
-
-    def take(self, limit: int) -> list[_Request]:
-        """The next requests that may share an update: of the same caller, none with an idempotency record."""
-        batch: list[_Request] = []
-        while self.waiting and len(batch) < limit:
-            request = self.waiting[0]
-            if not request.given_up:
-                if batch and (request.once or batch[0].once or request.scope.by != batch[0].scope.by):
-                    break
-                batch.append(request)
-            self.waiting.popleft()
-        return batch
-
-    def give_up(self, request: _Request) -> None:
-        """Let go of a request that was answered without having been sent."""
-        request.given_up = True
-        with contextlib.suppress(ValueError):
-            self.waiting.remove(request)
-
-    def put_back(self, requests: Sequence[_Request]) -> None:
-        self.waiting.extendleft(reversed(requests))
-
-
-class _Trial:
-    """A batch of moves applied one on another to a basis: what would be written and what each caller would hear."""
-
-    def __init__(self, basis: AgentRecord, bound: int, batch: Sequence[_Request], now: Stamp, limit: int) -> None:
-        self.basis = basis
-        self.record = basis
-        self.stamp = now
-        self.op = secrets.randbits(63)
-        self.size = bound
-        self.changes: list[Change] = []
-        self.results: list[tuple[_Request, Committed | Exception]] = []
-        self.bytes = 0
-        self.rest: Sequence[_Request] = ()
-        for number, request in enumerate(batch):
-            if number and self.bytes > _FOLD_BYTES:
-                self.rest = batch[number:]
-                break
-            self._try(request, limit)
-
-    @property
-    def requests(self) -> list[_Request]:
-        return [request for request, _ in self.results]
-
-    def write(self) -> Write:
-        """The whole trial as one guarded write, recognisable by its op id."""
-        slot = str(self.record.version % OP_SLOTS)
-        last = envelope(self.basis.version, self.changes, self.stamp)
-        self._seal({"last": last, "ops": {**self.basis.ops, slot: self.op}})
-        if self.basis.version == 0:
-            return InsertOne(self.record.document())
-        assigned = fold(self.changes)
-        update: dict[str, Any] = {"$set": {**assigned.sets, "last": last, f"ops.{slot}": self.op}}
-        if assigned.drops:
-            update["$unset"] = dict.fromkeys(sorted(assigned.drops), "")
-        guard = {"_id": self.basis.id, "tenant": self.basis.tenant, "version": self.basis.version}
-        return UpdateOne(guard, update)
-
-    def bears(self, record: AgentRecord) -> bool:
-        """Whether the agent, as read, shows that this trial's write was applied."""
-        return record.ops.get(str(self.record.version % OP_SLOTS)) == self.op
-
-    def writes(self, *, certain: bool) -> bool:
-        """Whether there is anything to make durable; for a keyed request that is its answer, once that is certain."""
-        if self.changes:
-            return True
-        request, result = self.results[0]
-        return certain and request.once is not None and isinstance(result, Committed)
-
-    def committed(self) -> Committed:
-        """The first request's result, which is not a refusal."""
-        result = self.results[0][1]
-        if isinstance(result, Committed):
-            return result
-        raise result
-
-    def deliver(self) -> None:
-        for request, result in self.results:
-            request.resolve(result)
-
-    def _seal(self, commit: dict[str, Any]) -> None:
-        """Put the commit's own fields on the record that the last change left, also where it is a caller's result."""
-        unsealed, self.record = self.record, self.record.model_copy(update=commit)
-        for number, (request, result) in enumerate(self.results):
-            if isinstance(result, Committed) and result.record is unsealed:
-                self.results[number] = (request, Committed(self.record, result.answer, result.changed))
-
-    def _try(self, request: _Request, limit: int) -> None:
-        try:
-            if not request.creates:
-                self.record.require_visible(request.scope)
-            request.guard.check(self.record)
-            change = request.move(self.record, self.stamp)
-            if change.kinds:
-                self._grow(change, limit)
-        except HoldfastError as error:
-            self.results.append((request, error))
-            return
-        if change.kinds:
-            self.changes.append(change)
-            self.record = change.record
-        self.results.append((request, Committed(change.record, change.answer, changed=bool(change.kinds))))
-
-    def _grow(self, change: Change, limit: int) -> None:
-        """Count what the change may add at most; raises TooLarge before anything is written."""
-        try:
-            growth = len(bson.encode({"": change.sets}, codec_options=CODEC))
-        except (BSONError, OverflowError) as error:
-            raise InvalidRequest("A value can't be stored as BSON.") from error
-        size = growth if self.record.version == 0 else self.size + growth
-        if size > limit - _COMMIT_BYTES:  # what is replaced was counted as well: count anew
-            size = change.record.stored_bytes()
-        if size > limit - _COMMIT_BYTES and size > self.record.stored_bytes():
-            raise TooLarge("The agent", limit, size + _COMMIT_BYTES)
-        self.size = size
-        self.bytes += growth
 
 
 class Store:
@@ -264,7 +80,7 @@ class Store:
             flights=settings.flights,
             seconds=settings.call_seconds,
         )
-        self._lanes: OrderedDict[str, _Lane] = OrderedDict()
+        self._lanes: OrderedDict[str, Lane] = OrderedDict()
         self._basis_bytes = 0
         self._running_once: set[str] = set()
         metrics.show("lanes", "Agents with a write queue in memory.", lambda: len(self._lanes))
@@ -318,7 +134,7 @@ class Store:
         Raises what the move or guard raises; NotFound; TooLarge; Conflict while the same `once` runs here;
         IdempotencyMismatch; Unavailable. The lane carries the write out: cancelling the caller does not stop it.
         """
-        request = _Request(scope, move, guard, once, creates, asyncio.get_running_loop().create_future())
+        request = Request(scope, move, guard, once, creates, asyncio.get_running_loop().create_future())
         with self._alone(once), self._metrics.commit_seconds.time():
             lane = self._enqueue(scope.agent_key(agent), request)
             try:
@@ -349,17 +165,17 @@ class Store:
         finally:
             self._running_once.discard(once.id)
 
-    def _enqueue(self, key: str, request: _Request) -> _Lane:
+    def _enqueue(self, key: str, request: Request) -> Lane:
         lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = _Lane(key)
+            lane = self._lanes[key] = Lane(key)
         self._lanes.move_to_end(key)
         lane.waiting.append(request)
         if lane.worker is None:
             lane.worker = asyncio.create_task(self._work(lane), context=contextvars.Context())
         return lane
 
-    def _too_late(self, lane: _Lane, request: _Request) -> Unavailable:
+    def _too_late(self, lane: Lane, request: Request) -> Unavailable:
         if not request.sent:
             lane.give_up(request)
             return Unavailable("The database did not answer in time; nothing was written. Try again.", written=False)
@@ -371,7 +187,7 @@ class Store:
             written=None,
         )
 
-    async def _work(self, lane: _Lane) -> None:
+    async def _work(self, lane: Lane) -> None:
         """Serve a lane until it is empty."""
         try:
             while batch := lane.take(self._settings.fold_limit):
@@ -383,7 +199,7 @@ class Store:
             lane.worker = None
             self._forget_oldest()
 
-    def _fail(self, lane: _Lane, batch: Sequence[_Request], error: Exception) -> None:
+    def _fail(self, lane: Lane, batch: Sequence[Request], error: Exception) -> None:
         self._remember(lane, None)
         if isinstance(error, HoldfastError):
             failures = [error] * len(batch)
@@ -393,7 +209,7 @@ class Store:
         for request, failure in zip(batch, failures, strict=True):
             request.resolve(failure)
 
-    async def _serve(self, lane: _Lane, batch: list[_Request]) -> None:
+    async def _serve(self, lane: Lane, batch: list[Request]) -> None:
         """Bring every request of the batch to its end."""
         certain = False
         if batch[0].once:  # whether the agent is there is judged before the record is looked up
@@ -408,7 +224,7 @@ class Store:
                 continue
             if replayed or not (batch := _awaited(batch)):  # answered, or told meanwhile that nothing was written
                 return
-            trial = _Trial(lane.basis, lane.bound, batch, self._stamp(batch[0]), self._settings.agent_limit_bytes)
+            trial = Trial(lane.basis, lane.bound, batch, self._stamp(batch[0]), self._settings.agent_limit_bytes)
             if trial.writes(certain=certain):
                 certain = False
                 if await self._applied(lane, trial):
@@ -422,7 +238,7 @@ class Store:
                 certain = True
                 self._remember(lane, None)
 
-    async def _applied(self, lane: _Lane, trial: _Trial) -> bool:
+    async def _applied(self, lane: Lane, trial: Trial) -> bool:
         """Write the trial; when it is durable, tell its callers. False: it has to be tried again.
 
         Afterwards the lane's basis is the agent as it is now, or unknown.
@@ -441,11 +257,11 @@ class Store:
         self._end(lane, trial)
         return True
 
-    def _end(self, lane: _Lane, trial: _Trial) -> None:
+    def _end(self, lane: Lane, trial: Trial) -> None:
         trial.deliver()
         lane.put_back(trial.rest)
 
-    async def _write(self, lane: _Lane, trial: _Trial) -> Outcome:
+    async def _write(self, lane: Lane, trial: Trial) -> Outcome:
         """Send the trial until it is acknowledged, and find out what became of it: APPLIED or MISSED."""
         write = trial.write()
         backoff = _Backoff()
@@ -464,7 +280,7 @@ class Store:
             self._metrics.settled.labels(outcome.value).inc()
         return outcome
 
-    async def _settled(self, lane: _Lane, trial: _Trial) -> Outcome:
+    async def _settled(self, lane: Lane, trial: Trial) -> Outcome:
         """What became of a write that is surely over: the version has moved, the op slot tells by whom."""
         backoff = _Backoff()
         while lane.basis is None:
@@ -477,7 +293,7 @@ class Store:
             raise Unavailable("So much was written since that the outcome can't be told: read the agent.", written=None)
         return Outcome.MISSED
 
-    async def _write_once(self, lane: _Lane, trial: _Trial, once: Once) -> Outcome:
+    async def _write_once(self, lane: Lane, trial: Trial, once: Once) -> Outcome:
         """Write the trial and its idempotency record in one transaction.
 
         MISSED and UNKNOWN need no other care than to look again: then the record is found, or the transaction
@@ -526,7 +342,7 @@ class Store:
         result = await self._mongo.agents.bulk_write([write], session=session)
         return result.matched_count + result.inserted_count == 1
 
-    def _once_record(self, trial: _Trial, once: Once) -> dict[str, Any]:
+    def _once_record(self, trial: Trial, once: Once) -> dict[str, Any]:
         reply = once.encode(trial.committed())
         return {
             "_id": once.id,
@@ -538,7 +354,7 @@ class Store:
             "expires_at": trial.stamp.now + KEPT_FOR,
         }
 
-    async def _replayed(self, basis: AgentRecord, request: _Request) -> bool | None:
+    async def _replayed(self, basis: AgentRecord, request: Request) -> bool | None:
         """Answer from the request's idempotency record, when there is one and the agent is still to be seen.
 
         None: the database does not say whether there is one.
@@ -561,7 +377,7 @@ class Store:
         request.resolve(Committed(basis, None, changed=False, replay=reply))
         return True
 
-    async def _refresh(self, lane: _Lane, *, strong: bool) -> bool:
+    async def _refresh(self, lane: Lane, *, strong: bool) -> bool:
         """Read the lane's basis; False when the database does not answer."""
         try:
             record = await self._read(lane.key, strong=strong)
@@ -591,10 +407,10 @@ class Store:
             return AgentRecord(id=key, tenant=key.partition(":")[0])
         return AgentRecord.of(decoded(raw.raw), size_bytes=len(raw.raw))
 
-    def _stamp(self, request: _Request) -> Stamp:
+    def _stamp(self, request: Request) -> Stamp:
         return Stamp(self._clock.now(), request.scope.by)
 
-    def _remember(self, lane: _Lane, basis: AgentRecord | None, bound: int = 0) -> None:
+    def _remember(self, lane: Lane, basis: AgentRecord | None, bound: int = 0) -> None:
         self._basis_bytes += bound - lane.bound
         lane.basis, lane.bound = basis, bound
 
@@ -610,7 +426,7 @@ class Store:
             else:
                 self._lanes.move_to_end(key)
 
-    def _count(self, trial: _Trial) -> None:
+    def _count(self, trial: Trial) -> None:
         if not trial.changes:
             return
         self._metrics.updates.inc()
@@ -626,7 +442,7 @@ def _failure(*, sent: bool) -> Unavailable:
     return Unavailable("The service failed to carry this out; nothing was written.", written=False)
 
 
-def _awaited(batch: Sequence[_Request]) -> list[_Request]:
+def _awaited(batch: Sequence[Request]) -> list[Request]:
     """The requests that have not been answered `Unavailable` yet."""
     return [request for request in batch if not request.given_up]
 

@@ -15,7 +15,7 @@ from app.api.bodies import CreateBody, DelegateBody, ForkBody, PatchBody
 from app.api.call import AgentId, Caller, Reading, Verbs, Writing
 from app.api.paging import DEFAULT_LIMIT, MAX_LIMIT, agent_after, agents_cursor
 from app.api.routes import DRIVE, IMPORT, READ, WRITE, gone
-from app.store import Committed
+from app.lanes import Committed
 from app.telemetry import get_logger
 from models.agent import AgentRecord
 from models.commit import Reply

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 import orjson
 from litestar import Response
 
-from app.store import Committed
+from app.lanes import Committed
 from models.commit import Reply
 
 T = TypeVar("T")

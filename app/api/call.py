@@ -25,7 +25,7 @@ from app.api.headers import (
     matches,
     request_digest,
 )
-from app.store import Committed, Once
+from app.lanes import Committed, Once
 from models.agent import AgentRecord
 from models.commit import Guard
 from models.tenant import Scope

@@ -15,7 +15,7 @@ from app.api.bodies import BranchBody, HeadBody, ResultBody, RevertBody, StepBat
 from app.api.call import AgentId, Reading, Verbs, Writing
 from app.api.paging import DEFAULT_LIMIT, steps_cursor, steps_window
 from app.api.routes import APPEND, DRIVE, READ, gone
-from app.store import Committed
+from app.lanes import Committed
 from models.agent import AgentRecord, Step
 from models.commit import Reply
 from models.errors import NotFound

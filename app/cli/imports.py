@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from app.agents import Agents, Terms
 from app.cli.console import Failure, answer, people, with_runtime
+from app.lanes import Committed
 from app.runtime import Runtime
-from app.store import Committed
 from app.traces import Snapshot as TracedSnapshot
 from app.traces import Trace, read
 from models.snapshot import Snapshot

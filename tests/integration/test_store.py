@@ -17,8 +17,9 @@ from pymongo.errors import AutoReconnect, BulkWriteError
 
 from app.clock import SystemClock
 from app.config import Settings
+from app.lanes import Committed, Once
 from app.mongo import Mongo, open_client
-from app.store import Committed, Once, Store
+from app.store import Store
 from app.telemetry import Metrics
 from models.agent import AgentRecord, create, delete
 from models.change import OP_SLOTS, Change, Stamp

@@ -1,0 +1,207 @@
+"""What waits to be committed: requests, the lane of each agent that they queue in, and the trial of a batch.
+
+A trial applies the moves of a batch one on another, in memory, and says what would be written and what each caller
+would hear. Nothing here awaits, reads or writes the database; `app.store` decides when a trial counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import bson
+from bson.errors import BSONError
+from pymongo import InsertOne, UpdateOne
+
+from app.mongo import CODEC, Write
+from models.agent import AgentRecord
+from models.change import OP_SLOTS, Change, Stamp, envelope, fold
+from models.commit import Guard, Reply
+from models.errors import HoldfastError, InvalidRequest, TooLarge
+from models.tenant import Scope
+
+Move = Callable[[AgentRecord, Stamp], Change]
+
+_FOLD_BYTES = 4 * 1024 * 1024
+_COMMIT_BYTES = 4 * 1024
+"""Kept free for what commits themselves store (`last`, `ops`), so that a full agent can still be changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Once:
+    """Asks that a request has its effect at most once: the record's id, the request's digest, the answer's form."""
+
+    id: str
+    digest: str
+    encode: Callable[[Committed], Reply]
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """How an accepted request ended: the agent right after it, the move's answer, or the reply given before."""
+
+    record: AgentRecord
+    answer: Any
+    changed: bool
+    replay: Reply | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """A caller that waits. `sent`: its outcome may be unknown; `given_up`: it was answered without one."""
+
+    scope: Scope
+    move: Move
+    guard: Guard
+    once: Once | None
+    creates: bool
+    done: asyncio.Future[Committed]
+    sent: bool = False
+    given_up: bool = False
+
+    def sees(self, record: AgentRecord) -> bool:
+        return record.exists and self.scope.sees(record.tenant, record.owner)
+
+    def resolve(self, result: Committed | Exception) -> None:
+        if self.done.done():
+            return
+        if isinstance(result, Exception):
+            self.done.set_exception(result)
+            self.done.exception()  # callers that left early must not cause a warning
+        else:
+            self.done.set_result(result)
+
+
+@dataclass(eq=False, slots=True)
+class Lane:
+    """The queue of one agent on this replica, and the agent as this replica last knew it (`basis`)."""
+
+    key: str
+    waiting: deque[Request] = field(default_factory=deque)
+    basis: AgentRecord | None = None
+    bound: int = 0
+    """Bytes that `basis` takes in the database at most."""
+    worker: asyncio.Task[None] | None = None
+
+    def take(self, limit: int) -> list[Request]:
+        """The next requests that may share an update: of the same caller, none with an idempotency record."""
+        batch: list[Request] = []
+        while self.waiting and len(batch) < limit:
+            request = self.waiting[0]
+            if not request.given_up:
+                if batch and (request.once or batch[0].once or request.scope.by != batch[0].scope.by):
+                    break
+                batch.append(request)
+            self.waiting.popleft()
+        return batch
+
+    def give_up(self, request: Request) -> None:
+        """Let go of a request that was answered without having been sent."""
+        request.given_up = True
+        with contextlib.suppress(ValueError):
+            self.waiting.remove(request)
+
+    def put_back(self, requests: Sequence[Request]) -> None:
+        self.waiting.extendleft(reversed(requests))
+
+
+class Trial:
+    """A batch of moves applied one on another to a basis: what would be written and what each caller would hear."""
+
+    def __init__(self, basis: AgentRecord, bound: int, batch: Sequence[Request], now: Stamp, limit: int) -> None:
+        self.basis = basis
+        self.record = basis
+        self.stamp = now
+        self.op = secrets.randbits(63)
+        self.size = bound
+        self.changes: list[Change] = []
+        self.results: list[tuple[Request, Committed | Exception]] = []
+        self.bytes = 0
+        self.rest: Sequence[Request] = ()
+        for number, request in enumerate(batch):
+            if number and self.bytes > _FOLD_BYTES:
+                self.rest = batch[number:]
+                break
+            self._try(request, limit)
+
+    @property
+    def requests(self) -> list[Request]:
+        return [request for request, _ in self.results]
+
+    def write(self) -> Write:
+        """The whole trial as one guarded write, recognisable by its op id."""
+        slot = str(self.record.version % OP_SLOTS)
+        last = envelope(self.basis.version, self.changes, self.stamp)
+        self._seal({"last": last, "ops": {**self.basis.ops, slot: self.op}})
+        if self.basis.version == 0:
+            return InsertOne(self.record.document())
+        assigned = fold(self.changes)
+        update: dict[str, Any] = {"$set": {**assigned.sets, "last": last, f"ops.{slot}": self.op}}
+        if assigned.drops:
+            update["$unset"] = dict.fromkeys(sorted(assigned.drops), "")
+        guard = {"_id": self.basis.id, "tenant": self.basis.tenant, "version": self.basis.version}
+        return UpdateOne(guard, update)
+
+    def bears(self, record: AgentRecord) -> bool:
+        """Whether the agent, as read, shows that this trial's write was applied."""
+        return record.ops.get(str(self.record.version % OP_SLOTS)) == self.op
+
+    def writes(self, *, certain: bool) -> bool:
+        """Whether there is anything to make durable; for a keyed request that is its answer, once that is certain."""
+        if self.changes:
+            return True
+        request, result = self.results[0]
+        return certain and request.once is not None and isinstance(result, Committed)
+
+    def committed(self) -> Committed:
+        """The first request's result, which is not a refusal."""
+        result = self.results[0][1]
+        if isinstance(result, Committed):
+            return result
+        raise result
+
+    def deliver(self) -> None:
+        for request, result in self.results:
+            request.resolve(result)
+
+    def _seal(self, commit: dict[str, Any]) -> None:
+        """Put the commit's own fields on the record that the last change left, also where it is a caller's result."""
+        unsealed, self.record = self.record, self.record.model_copy(update=commit)
+        for number, (request, result) in enumerate(self.results):
+            if isinstance(result, Committed) and result.record is unsealed:
+                self.results[number] = (request, Committed(self.record, result.answer, result.changed))
+
+    def _try(self, request: Request, limit: int) -> None:
+        try:
+            if not request.creates:
+                self.record.require_visible(request.scope)
+            request.guard.check(self.record)
+            change = request.move(self.record, self.stamp)
+            if change.kinds:
+                self._grow(change, limit)
+        except HoldfastError as error:
+            self.results.append((request, error))
+            return
+        if change.kinds:
+            self.changes.append(change)
+            self.record = change.record
+        self.results.append((request, Committed(change.record, change.answer, changed=bool(change.kinds))))
+
+    def _grow(self, change: Change, limit: int) -> None:
+        """Count what the change may add at most; raises TooLarge before anything is written."""
+        try:
+            growth = len(bson.encode({"": change.sets}, codec_options=CODEC))
+        except (BSONError, OverflowError) as error:
+            raise InvalidRequest("A value can't be stored as BSON.") from error
+        size = growth if self.record.version == 0 else self.size + growth
+        if size > limit - _COMMIT_BYTES:  # what is replaced was counted as well: count anew
+            size = change.record.stored_bytes()
+        if size > limit - _COMMIT_BYTES and size > self.record.stored_bytes():
+            raise TooLarge("The agent", limit, size + _COMMIT_BYTES)
+        self.size = size
+        self.bytes += growth
