@@ -31,7 +31,7 @@ _EXPECTED = {_SHARING: Bound("≥", 1.0), _ALONE: Bound("≥", 0.65)}
 _ABOUT = (
     f"Throughput of {CLIENTS} clients, each with one append of a 1 KB step under way; agents of {_STEPS} steps, known "
     "to their writer. The driver's clients await an update_one each; the guarded ones have the version in its filter. "
-    "'nothing shared': fold_limit=1, bulk_limit=1. All but HTTP, which is for information, run in this process. "
+    "'nothing shared': fold_limit=1, bulk_limit=1, flights=64. All but HTTP, which is for information, run in this process. "
     "Noted: processor time per append, without the database's."
 )
 
@@ -82,7 +82,7 @@ async def run(lab: Lab, scale: Scale) -> Finding:
     )
     async with AsyncExitStack() as stack:
         sharing = await stack.enter_async_context(lab.runtime())
-        alone = await stack.enter_async_context(lab.runtime(fold_limit=1, bulk_limit=1))
+        alone = await stack.enter_async_context(lab.runtime(fold_limit=1, bulk_limit=1, flights=64))
         driver = await stack.enter_async_context(lab.driver())
         replica = await stack.enter_async_context(lab.replica())
         connections = [await stack.enter_async_context(connected(replica.port)) for _ in range(CLIENTS)]
