@@ -31,7 +31,8 @@ _EXPECTED = {_SHARING: Bound("≥", 1.0), _ALONE: Bound("≥", 0.65)}
 _ABOUT = (
     f"Throughput of {CLIENTS} clients, each with one append of a 1 KB step under way; agents of {_STEPS} steps, known "
     "to their writer. The driver's clients await an update_one each; the guarded ones have the version in its filter. "
-    "'nothing shared': fold_limit=1, bulk_limit=1, flights=64. All but HTTP, which is for information, run in this process. "
+    "'nothing shared': fold_limit=1, bulk_limit=1, flights=64. All but HTTP, which is for "
+    "information, run in this process. "
     "Noted: processor time per append, without the database's."
 )
 
