@@ -42,11 +42,8 @@ class ReadCall:
     freshness: Freshness
     if_none_match: str | None
 
-    async def agent(self, agent: str) -> AgentRecord:
-        return await self.agents.get(self.caller, agent, self.freshness)
-
     async def answer(self, agent: str, show: Callable[[AgentRecord], Any]) -> Answer[Any]:
-        record = await self.agent(agent)
+        record = await self.agents.get(self.caller, agent, self.freshness)
         tag = etag(record.version)
         if matches(self.if_none_match, tag):
             return Answer(b"", status_code=304, headers={"ETag": tag, "Age": "0"})

@@ -10,7 +10,7 @@ from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from app.api import shapes
 from app.api.agents import Limit
-from app.api.answers import Answer, no_content, page, reply
+from app.api.answers import Answer, no_content, reply
 from app.api.bodies import BranchBody, HeadBody, ResultBody, RevertBody, StepBatch, StepsBody
 from app.api.call import AgentId, Reading, Verbs, Writing
 from app.api.paging import DEFAULT_LIMIT, steps_cursor, steps_window
@@ -43,6 +43,14 @@ def _branches(record: AgentRecord) -> dict[str, Any]:
 def _window(record: AgentRecord, view: str, ref: str | None, turn: str | None, after: int) -> Window:
     leaf = resolve(record, ref or "HEAD") if view == "path" or ref is not None else None
     return Window(leaf, turn, after)
+
+
+def _page(record: AgentRecord, window: Window, limit: int) -> dict[str, Any]:
+    if window.leaf is not None:
+        record.require_step(window.leaf)
+    found = page_of(record, window, limit)
+    onward = None if found.next_after is None else steps_cursor(replace(window, after=found.next_after))
+    return {"items": [record.step(step) for step in found.steps], "next_cursor": onward}
 
 
 def _step(record: AgentRecord, step: str) -> Step:
@@ -95,13 +103,10 @@ class StepRoutes(Controller):
         limit: Limit = DEFAULT_LIMIT,
         cursor: FromQuery[str | None] = None,
     ) -> Answer[shapes.StepList]:
-        record = await reading.agent(agent_id)
-        window = _window(record, view, ref, turn, after_seq) if cursor is None else steps_window(cursor)
-        if window.leaf is not None:
-            record.require_step(window.leaf)
-        found = page_of(record, window, limit)
-        onward = None if found.next_after is None else steps_cursor(replace(window, after=found.next_after))
-        return page([record.step(step) for step in found.steps], onward)
+        onward = None if cursor is None else steps_window(cursor)
+        return await reading.answer(
+            agent_id, lambda record: _page(record, onward or _window(record, view, ref, turn, after_seq), limit)
+        )
 
     @get("/steps/{step_id:str}", **READ, summary="Read a step")
     async def read(self, agent_id: AgentId, step_id: FromPath[str], reading: Reading) -> Answer[shapes.Step]:

@@ -107,3 +107,13 @@ async def test_replicas_show_the_same_agent(api: Api, other_replica: Api) -> Non
             for caller in (api, other_replica)
         ]
         assert answers[0].content == answers[1].content
+
+
+async def test_pages_of_steps_carry_the_version_too(api: Api) -> None:
+    """Every answer about an agent has its ETag, and is spared a caller who has that version."""
+    agent = await api.made()
+    await agent.added("a")
+    answer = await agent.call("GET", "/steps")
+    assert answer.headers["etag"] == etag(2)
+    again = await agent.call("GET", "/steps", headers={"If-None-Match": etag(2)}, expect=304)
+    assert again.content == b""
