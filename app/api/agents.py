@@ -14,7 +14,7 @@ from app.api.answers import Answer, encode, no_content, page, reply
 from app.api.bodies import CreateBody, DelegateBody, ForkBody, PatchBody
 from app.api.call import AgentId, Caller, Reading, Verbs, Writing
 from app.api.paging import DEFAULT_LIMIT, MAX_LIMIT, agent_after, agents_cursor
-from app.api.routes import DRIVE, IMPORT, READ, WRITE, gone
+from app.api.routes import DRIVE, IMPORT, LIST, READ, WRITE, gone
 from app.lanes import Committed
 from app.telemetry import get_logger
 from models.agent import AgentRecord
@@ -73,7 +73,7 @@ class AgentRoutes(Controller):
     async def create(self, data: JSONBody[CreateBody], posted: Writing, agents: Verbs) -> Answer[shapes.Agent]:
         return await posted.answer(lambda terms: agents.create(posted.caller, data.given(), terms), _created)
 
-    @get(**READ, summary="List agents, without steps and workspace")
+    @get(**LIST, summary="List agents, without steps and workspace")
     async def list(
         self,
         caller: Caller,

@@ -47,14 +47,21 @@ def _kind(*rights: Right, changes: bool, wrapped: int = 0, of_steps: bool = Fals
     return {"opt": opt, "responses": responses, **decoding}
 
 
+def _also(kind: dict[str, Any], status: int, description: str, shape: Any = None) -> dict[str, Any]:
+    answer = ResponseSpec(data_container=shape, generate_examples=False, description=description)
+    return {**kind, "responses": {**kind["responses"], status: answer}}
+
+
 def gone(kind: dict[str, Any]) -> dict[str, Any]:
     """The kind, for a route that answers 204 and nothing else."""
-    nothing = ResponseSpec(data_container=None, generate_examples=False, description="Done; there is nothing to show.")
-    return {**kind, "responses": {**kind["responses"], 204: nothing}}
+    return _also(kind, 204, "Done; there is nothing to show.")
 
 
-READ = _kind(Right.READ, Right.RUNNER, changes=False)
-"""Shows agents."""
+LIST = _kind(Right.READ, Right.RUNNER, changes=False)
+"""Shows several agents."""
+
+READ = _also(LIST, 304, "The caller has this version.")
+"""Shows one agent."""
 
 DRIVE = _kind(Right.WRITE, Right.RUNNER, changes=True)
 """Changes an agent: for its callers and its runner."""
@@ -62,7 +69,12 @@ DRIVE = _kind(Right.WRITE, Right.RUNNER, changes=True)
 WRITE = _kind(Right.WRITE, changes=True)
 """Makes, ends or hands over an agent."""
 
-APPEND = _kind(Right.WRITE, Right.RUNNER, changes=True, of_steps=True)
+APPEND = _also(
+    _kind(Right.WRITE, Right.RUNNER, changes=True, of_steps=True),
+    200,
+    "The same steps were there already.",
+    shapes.Appended,
+)
 """Changes an agent by steps, each with a key limit of its own."""
 
 IMPORT = _kind(Right.WRITE, changes=True, wrapped=3, of_steps=True)
