@@ -64,9 +64,6 @@ class Request:
     sent: bool = False
     given_up: bool = False
 
-    def sees(self, record: AgentRecord) -> bool:
-        return record.exists and self.scope.sees(record.tenant, record.owner)
-
     def resolve(self, result: Committed | Exception) -> None:
         if self.done.done():
             return

@@ -360,7 +360,7 @@ class Store:
         None: the database does not say whether there is one.
         """
         once = request.once
-        if once is None or not (request.creates or request.sees(basis)):
+        if once is None or not (request.creates or basis.is_visible(request.scope)):
             return False
         try:
             with pymongo.timeout(self._settings.call_seconds):
@@ -377,14 +377,11 @@ class Store:
         request.resolve(Committed(basis, None, changed=False, replay=reply))
         return True
 
-    async def _refresh(self, lane: Lane, *, strong: bool) -> bool:
-        """Read the lane's basis; False when the database does not answer."""
-        try:
+    async def _refresh(self, lane: Lane, *, strong: bool) -> None:
+        """Read the lane's basis; it stays unknown when the database does not answer."""
+        with contextlib.suppress(PyMongoError):
             record = await self._read(lane.key, strong=strong)
             self._remember(lane, record, record.size_bytes or 0)
-        except PyMongoError:
-            return False
-        return True
 
     async def _version(self, key: str) -> int:
         """The agent's version on the primary; 0 when there is none."""

@@ -21,6 +21,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 SEALED_SUBTYPE = 0x81
 """BSON subtype of sealed values: user-defined, so that no JSON of a caller can pass for one."""
 
+KEY_FILE = "secret.key"
+"""In the data directory: the key that was generated because none was configured."""
+
 _KEY_BYTES = 32
 _ID_BYTES = 8
 _NONCE_BYTES = 12
@@ -70,14 +73,15 @@ def open_vault(configured: tuple[str, ...], data: Path) -> Vault:
     """The vault of the configured keys, else of the data directory's own key, which is made on first use."""
     if configured:
         return Vault(tuple(_decoded(key) for key in configured))
-    return Vault((_decoded(_generated(data / "secret.key")),))
+    return Vault((_decoded(_generated(data / KEY_FILE)),))
 
 
 def configured_keys(configured: tuple[str, ...], data: Path) -> int:
     """How many keys there are, looking only: 0 when the first use will make one. Raises SecretKeyProblem."""
-    if not configured and not (data / "secret.key").exists():
+    kept = data / KEY_FILE
+    if not configured and not kept.exists():
         return 0
-    return len([_decoded(key) for key in configured or ((data / "secret.key").read_text().strip(),)])
+    return len([_decoded(key) for key in configured or (kept.read_text().strip(),)])
 
 
 def _decoded(key: str) -> bytes:

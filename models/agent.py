@@ -110,9 +110,13 @@ class AgentRecord(BaseModel):
         """When the newest commit was made."""
         return self.last.get("at")
 
+    def is_visible(self, scope: Scope) -> bool:
+        """Whether this agent exists for the caller; another tenant's or owner's does not."""
+        return self.exists and scope.sees(self.tenant, self.owner)
+
     def require_visible(self, scope: Scope) -> None:
-        """Raise NotFound unless this agent exists for the caller; another tenant's or owner's does not."""
-        if not (self.exists and scope.sees(self.tenant, self.owner)):
+        """Raise NotFound unless the agent is visible."""
+        if not self.is_visible(scope):
             raise NotFound(f"There is no agent '{self.name_in_tenant}'.")
 
     def document(self) -> dict[str, Any]:

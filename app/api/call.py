@@ -64,7 +64,7 @@ class WriteCall:
         return as_response(committed.replay or encode(committed))
 
     async def _once(self, encode: Encode) -> Once | None:
-        if self.idempotency_key is None or self.request.method != "POST":
+        if self.idempotency_key is None:
             return None
         record = idempotency_id(self.caller, self.request, self.idempotency_key)
         return Once(record, await request_digest(self.request), encode)

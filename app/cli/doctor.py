@@ -11,7 +11,7 @@ from app.cli.console import answer, say
 from app.config import Settings
 from app.mongo import DatabaseProblem, check, transaction_seconds
 from app.mongod import EmbeddedError, EmbeddedServer
-from app.vault import SecretKeyProblem, configured_keys
+from app.vault import KEY_FILE, SecretKeyProblem, configured_keys
 
 _TRANSACTION_SECONDS = 10
 _PROBLEMS = (DatabaseProblem, EmbeddedError, SecretKeyProblem)
@@ -66,6 +66,6 @@ def _secret_keys(settings: Settings) -> str:
     found = configured_keys(settings.secret_keys, settings.data)
     if settings.secret_keys:
         return f"{found} from HOLDFAST_SECRET_KEYS"
-    where = settings.data / "secret.key"
+    where = settings.data / KEY_FILE
     note = "; replicas elsewhere need the same one in HOLDFAST_SECRET_KEYS" if settings.mongodb_uri else ""
     return f"one in {where}{note}" if found else f"none yet; the first use makes one in {where}{note}"
