@@ -329,3 +329,30 @@ def test_a_tenant_that_is_none_is_told(holdfast: Call, tmp_path: Path, tenant: s
         done = holdfast(*words, "--tenant", tenant)
         assert (done.returncode, done.stdout) == (1, "")
         assert "the tenant must match" in done.stderr
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_logs_tell_of_requests_and_hold_no_body_and_no_secret(data: Path, form: str, tmp_path: Path) -> None:
+    """At the most talkative level: ids, routes, counts and times; never content, tokens or keys."""
+    EmbeddedServer(data).start()
+    told = tmp_path / "log"
+    variables = {"HOLDFAST_LOG_LEVEL": "debug", "HOLDFAST_LOG_FORMAT": form}
+    port = str(free_port())
+    with told.open("w") as log:
+        replica = subprocess.Popen(
+            [PROGRAM, "serve", "--port", port], env=environment(data, **variables), stdout=log, stderr=log
+        )
+        try:
+            wait_until(lambda: "serving http" in told.read_text(), SECONDS, "the replica to serve")
+            agents = f"http://127.0.0.1:{port}/v1/agents"
+            body = {"id": "quiet", "name": "NAME-IN-BODY", "delegate": {"user": {}, "token": "TOKEN-IN-BODY"}}
+            headers = {"Authorization": "Bearer KEY-IN-HEADER", "Cookie": "COOKIE-IN-HEADER"}
+            assert httpx.post(agents, json=body).status_code == 201
+            assert httpx.post(agents, json=body, headers=headers).status_code == 401
+            assert httpx.post(f"{agents}/quiet/steps", json={"role": "bad", "content": "CONTENT"}).status_code == 400
+            assert httpx.get(agents, params={"label": "a:IN-QUERY"}).status_code == 200
+        finally:
+            end(replica, signal.SIGTERM)
+    text = told.read_text()
+    assert "/v1/agents/{agent_id}/steps" in text
+    assert not [word for word in ("IN-BODY", "IN-HEADER", "CONTENT", "IN-QUERY") if word in text]
