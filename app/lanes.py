@@ -20,7 +20,7 @@ from pymongo import InsertOne, UpdateOne
 
 from app.mongo import CODEC, Write
 from models.agent import AgentRecord
-from models.change import OP_SLOTS, Change, Stamp, envelope, fold
+from models.change import OP_SLOTS, Change, Stamp, envelope, fold, may_share
 from models.commit import Guard, Reply
 from models.errors import HoldfastError, InvalidRequest, TooLarge
 from models.tenant import Scope
@@ -61,6 +61,8 @@ class Request:
     once: Once | None
     creates: bool
     done: asyncio.Future[Committed]
+    trace: str | None = None
+    """The W3C traceparent of the request, for the envelope."""
     sent: bool = False
     given_up: bool = False
 
@@ -117,14 +119,14 @@ class Trial:
         self.op = secrets.randbits(63)
         self.size = bound
         self.changes: list[Change] = []
+        self._traces: list[str | None] = []
         self.results: list[tuple[Request, Committed | Exception]] = []
         self.bytes = 0
         self.rest: Sequence[Request] = ()
         for number, request in enumerate(batch):
-            if number and self.bytes > _FOLD_BYTES:
+            if self.bytes > _FOLD_BYTES or not self._try(request, limit):
                 self.rest = batch[number:]
                 break
-            self._try(request, limit)
 
     @property
     def requests(self) -> list[Request]:
@@ -133,7 +135,7 @@ class Trial:
     def write(self) -> Write:
         """The whole trial as one guarded write, recognisable by its op id."""
         slot = str(self.record.version % OP_SLOTS)
-        last = envelope(self.basis.version, self.changes, self.stamp)
+        last = envelope(self.basis.version, self.changes, self.stamp, self._traces)
         self._seal({"last": last, "ops": {**self.basis.ops, slot: self.op}})
         if self.basis.version == 0:
             return InsertOne(self.record.document())
@@ -173,21 +175,26 @@ class Trial:
             if isinstance(result, Committed) and result.record is unsealed:
                 self.results[number] = (request, Committed(self.record, result.answer, result.changed))
 
-    def _try(self, request: Request, limit: int) -> None:
+    def _try(self, request: Request, limit: int) -> bool:
+        """Apply a request's move; False when its change has to wait for an update of its own."""
         try:
             if not request.creates:
                 self.record.require_visible(request.scope)
             request.guard.check(self.record)
             change = request.move(self.record, self.stamp)
+            if change.kinds and not may_share([earlier.kinds for earlier in self.changes], change.kinds):
+                return False
             if change.kinds:
                 self._grow(change, limit)
         except HoldfastError as error:
             self.results.append((request, error))
-            return
+            return True
         if change.kinds:
             self.changes.append(change)
+            self._traces.append(request.trace)
             self.record = change.record
         self.results.append((request, Committed(change.record, change.answer, changed=bool(change.kinds))))
+        return True
 
     def _grow(self, change: Change, limit: int) -> None:
         """Count what the change may add at most; raises TooLarge before anything is written."""

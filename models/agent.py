@@ -16,7 +16,7 @@ from beanie import Document
 from pydantic import BaseModel, ConfigDict, Field
 from pymongo import IndexModel
 
-from models.change import Change, Stamp
+from models.change import CREATED, DELETED, Change, Stamp
 from models.errors import Conflict, NotFound
 from models.execution import State
 from models.ids import ROOT
@@ -203,7 +203,7 @@ def create(previous: AgentRecord, draft: AgentRecord, stamp: Stamp, *, step_vers
     kept = {"version": version, "fence": previous.fence, "last": {"at": stamp.now}, "ops": previous.ops}
     record = draft.model_copy(update={**times, **kept, "steps": steps, "size_bytes": None})
     sets = {name: getattr(record, name) for name in STORED if name not in ("last", "ops")}
-    return Change(record, ("created",), sets, answer=record)
+    return Change(record, (CREATED,), sets, answer=record)
 
 
 def delete(record: AgentRecord, stamp: Stamp) -> Change:
@@ -213,7 +213,7 @@ def delete(record: AgentRecord, stamp: Stamp) -> Change:
     sets = {"version": version, "deleted_at": stamp.now}
     tombstone = AgentRecord(**{**kept, **sets, "id": record.id})
     drops = frozenset(STORED) - set(_OF_A_TOMBSTONE)
-    return Change(tombstone, ("deleted",), sets, drops)
+    return Change(tombstone, (DELETED,), sets, drops)
 
 
 class Agent(AgentRecord, Document):

@@ -1,7 +1,8 @@
 """A change: what a move decided, as a value. `app.store` makes it durable; nothing in here writes.
 
 An update is built from a chain of changes, so that requests which wait for the same agent become one write:
-`fold` lays their field assignments over each other exactly as applying them one by one would.
+`fold` lays their field assignments over each other exactly as applying them one by one would. `may_share` keeps
+those apart that could not be told from each other again in the update's change event.
 """
 
 from __future__ import annotations
@@ -18,6 +19,17 @@ OP_SLOTS = 64
 """How many of the newest commits of an agent can be recognised by their op id."""
 
 
+STEP, HEAD = "step", "head"
+"""Kinds of an append: steps were added; HEAD moved with them."""
+
+BRANCHES, WORKSPACE = "branches", "workspace"
+RESULTS, SETTINGS, AGENT = "results", "settings", "agent"
+CREATED, CLEARED, DELETED = "created", "cleared", "deleted"
+
+_ALONE = frozenset({CREATED, CLEARED, DELETED})
+_ABOUT_HEAD = frozenset({HEAD, BRANCHES, WORKSPACE})
+
+
 @dataclass(frozen=True, slots=True)
 class Stamp:
     """When a commit is made, and by whom (key id)."""
@@ -32,7 +44,8 @@ class Change:
 
     Guarantee: a change without kinds assigns nothing and its record is the one that the move was given.
     Otherwise `record.version` is one more than before. `sets` and `drops` hold field paths whose segments
-    are fixed names, checked ids or `ids.field_name` output, never a caller's raw text.
+    are fixed names, checked ids or `ids.field_name` output, never a caller's raw text. `told` is what readers of
+    the envelope are to know and could not see from the assignments.
     """
 
     record: AgentRecord
@@ -40,6 +53,7 @@ class Change:
     sets: Mapping[str, Any] = field(default_factory=dict)
     drops: frozenset[str] = frozenset()
     answer: Any = None
+    told: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +81,51 @@ def fold(changes: Sequence[Change]) -> Assignments:
     return Assignments(sets, frozenset(assigned.keys() - sets.keys()))
 
 
-def envelope(before: int, changes: Sequence[Change], stamp: Stamp) -> dict[str, Any]:
-    """The subdocument `last` of a commit: all that caches, feeds and the change log need to know of it.
+def may_share(kinds: Sequence[tuple[str, ...]], more: tuple[str, ...]) -> bool:
+    """Whether a change may go into one update with those before it, and still be told from them in its event.
 
-    `{from, v, kinds, at, by, pool?}`: what has no value is left out.
+    Appends may, any number of them: each step carries its version. Of every other kind there is one at most, with
+    what tells of HEAD or of branches counted as one kind, and what replaces an agent as a whole goes alone.
+    """
+    if not kinds:
+        return True
+    others = {kind for each in kinds if each[0] != STEP for kind in each}
+    if _ALONE & (others | set(more)):
+        return False
+    if more[0] == STEP:
+        return _ABOUT_HEAD.isdisjoint(others)
+    if _ABOUT_HEAD.isdisjoint(more):
+        return others.isdisjoint(more)
+    return _ABOUT_HEAD.isdisjoint(others) and all(each[0] != STEP for each in kinds)
+
+
+def envelope(before: int, changes: Sequence[Change], stamp: Stamp, traces: Sequence[str | None]) -> dict[str, Any]:
+    """The subdocument `last` of a commit: all that caches, feeds and the change log need to know beside the update.
+
+    `{from, v, kinds, at, by, pool?, owner?, head?, branch?, trace?, each?}`: what has no value is left out. `each`
+    is `[{kinds, trace?}, …]`, one for each version, where the versions of one update are not all alike.
     """
     record = changes[-1].record
-    kinds = list(dict.fromkeys(kind for change in changes for kind in change.kinds))
-    told = {"from": before, "v": record.version, "kinds": kinds, "at": stamp.now, "by": stamp.by, "pool": record.pool}
-    return {name: value for name, value in told.items() if value is not None}
+    each = [_told({"kinds": list(change.kinds), "trace": trace}) for change, trace in zip(changes, traces, strict=True)]
+    alike = all(one == each[0] for one in each)
+    return _told(
+        {
+            "from": before,
+            "v": record.version,
+            "kinds": list(dict.fromkeys(kind for change in changes for kind in change.kinds)),
+            "at": stamp.now,
+            "by": stamp.by,
+            "pool": record.pool,
+            "owner": record.owner,
+            **{name: value for change in changes for name, value in change.told.items()},
+            "trace": traces[0],
+            "each": None if alike else each,
+        }
+    )
+
+
+def _told(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 _DROPPED: Any = object()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from models.agent import AgentRecord
-from models.change import Change, Stamp
+from models.change import AGENT, SETTINGS, Change, Stamp
 from models.json import merge_patch, same
 from models.settings import check_settings
 
@@ -23,7 +23,7 @@ def patch_profile(record: AgentRecord, patch: Mapping[str, Any], stamp: Stamp) -
         return record.unchanged()
     if "labels" in fields:
         fields["label_terms"] = label_terms(fields["labels"])
-    return record.changed(stamp, ("agent",), fields)
+    return record.changed(stamp, (AGENT,), fields)
 
 
 def patch_settings(record: AgentRecord, patch: Mapping[str, Any], stamp: Stamp) -> Change:
@@ -32,14 +32,14 @@ def patch_settings(record: AgentRecord, patch: Mapping[str, Any], stamp: Stamp) 
     check_settings(settings)
     if same(settings, record.settings):
         return record.unchanged(settings)
-    return record.changed(stamp, ("settings",), {"settings": settings}, answer=settings)
+    return record.changed(stamp, (SETTINGS,), {"settings": settings}, answer=settings)
 
 
 def set_delegate(record: AgentRecord, delegate: Mapping[str, Any] | None, stamp: Stamp) -> Change:
     """Set (token already sealed) or take away on whose behalf the agent acts."""
     if same(delegate, record.delegate):
         return record.unchanged()
-    return record.changed(stamp, ("agent",), {"delegate": None if delegate is None else dict(delegate)})
+    return record.changed(stamp, (AGENT,), {"delegate": None if delegate is None else dict(delegate)})
 
 
 def masked(delegate: Mapping[str, Any] | None) -> dict[str, Any] | None:

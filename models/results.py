@@ -6,11 +6,12 @@ One rule for both. The workspace is a result under a reserved field name that no
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from models.agent import AgentRecord
-from models.change import Change, Stamp
+from models.change import RESULTS, Change, Stamp
+from models.change import WORKSPACE as WORKSPACE_KIND
 from models.ids import ROOT, field_name, plain_name
 from models.json import same
 
@@ -33,7 +34,7 @@ def put_result(record: AgentRecord, key: str, step: str | None, result: Any, sta
     answer = Result(bound, result)
     if _has(record, bound, field, result):
         return record.unchanged(answer)
-    return record.changed(stamp, ("results",), put={f"results.{bound}.{field}": result}, answer=answer)
+    return record.changed(stamp, (RESULTS,), put={f"results.{bound}.{field}": result}, answer=answer)
 
 
 def put_workspace(record: AgentRecord, workspace: Any, stamp: Stamp) -> Change:
@@ -41,7 +42,8 @@ def put_workspace(record: AgentRecord, workspace: Any, stamp: Stamp) -> Change:
     if _has(record, record.head, WORKSPACE, workspace):
         return record.unchanged(workspace)
     path = f"results.{record.head}.{WORKSPACE}"
-    return record.changed(stamp, ("workspace",), put={path: workspace}, answer=workspace)
+    change = record.changed(stamp, (WORKSPACE_KIND,), put={path: workspace}, answer=workspace)
+    return replace(change, told={"head": record.head, "branch": record.branch})
 
 
 def visible_results(record: AgentRecord) -> dict[str, Result]:

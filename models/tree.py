@@ -7,12 +7,12 @@ once they are written; HEAD and branches are names for places in the tree.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 from models.agent import MAIN, AgentRecord, Step
-from models.change import Change, Stamp
+from models.change import BRANCHES, CLEARED, HEAD, STEP, Change, Stamp
 from models.errors import AgentBusy, Conflict, InvalidRequest, NotFound, StepExists
 from models.execution import IN_TURN
 from models.ids import ROOT, field_name, plain_name
@@ -79,11 +79,11 @@ def append(record: AgentRecord, drafts: Sequence[Draft], stamp: Stamp, *, advanc
     head = drafts[-1].id if advance_head else record.head
     answer = Appended([{"id": step, **body} for step, body in added.items()], head, record.version + 1)
     if not advance_head:
-        return record.changed(stamp, ("steps",), counts, put=steps, answer=answer)
+        return record.changed(stamp, (STEP,), counts, put=steps, answer=answer)
     moved = {"detached": head} if record.branch is None else {}
     fields = {**counts, **moved, **({"redo": []} if record.redo else {})}
     put = {**steps, **_branch_at(record.branch, head)}
-    return record.changed(stamp, ("steps", "head"), fields, put=put, answer=answer)
+    return record.changed(stamp, (STEP, HEAD), fields, put=put, answer=answer)
 
 
 def checkout(record: AgentRecord, stamp: Stamp, *, step: str | None = None, branch: str | None = None) -> Change:
@@ -107,7 +107,7 @@ def set_branch(record: AgentRecord, name: str, step: str, stamp: Stamp) -> Chang
         return record.unchanged()
     if field == record.branch:
         raise Conflict(f"'{name}' is the current branch: it moves with HEAD. Check out the step, then move it.")
-    return record.changed(stamp, ("branches",), put={f"branches.{field}": step})
+    return record.changed(stamp, (BRANCHES,), put={f"branches.{field}": step})
 
 
 def delete_branch(record: AgentRecord, name: str, stamp: Stamp) -> Change:
@@ -116,7 +116,7 @@ def delete_branch(record: AgentRecord, name: str, stamp: Stamp) -> Change:
     field = field_name(name)
     if field == record.branch:
         raise Conflict(f"'{name}' is the current branch: check out another place first.")
-    return record.changed(stamp, ("branches",), drop=[f"branches.{field}"])
+    return record.changed(stamp, (BRANCHES,), drop=[f"branches.{field}"])
 
 
 def revert(record: AgentRecord, turn: str, stamp: Stamp) -> Change:
@@ -149,7 +149,7 @@ def clear(record: AgentRecord, stamp: Stamp) -> Change:
     empty |= {"detached": None, "branch": MAIN, "branches": {MAIN: ROOT}}
     if all(getattr(record, name) == value for name, value in empty.items()):
         return record.unchanged(position(record))
-    return _positioned(record.changed(stamp, ("cleared",), empty))
+    return _positioned(record.changed(stamp, (CLEARED,), empty))
 
 
 def fork(record: AgentRecord, key: str, at: str | None, name: str | None) -> AgentRecord:
@@ -214,7 +214,8 @@ _INHERITED = (
 
 def _moved(record: AgentRecord, stamp: Stamp, *, head: str, branch: str | None, redo: list[str]) -> Change:
     fields = {"branch": branch, "detached": head if branch is None else None, "redo": redo}
-    return _positioned(record.changed(stamp, ("head",), fields, put=_branch_at(branch, head)))
+    change = record.changed(stamp, (HEAD,), fields, put=_branch_at(branch, head))
+    return _positioned(replace(change, told={"head": head, "branch": branch}))
 
 
 def _branch_at(branch: str | None, head: str) -> dict[str, str]:
@@ -222,7 +223,7 @@ def _branch_at(branch: str | None, head: str) -> dict[str, str]:
 
 
 def _positioned(change: Change) -> Change:
-    return Change(change.record, change.kinds, change.sets, change.drops, position(change.record))
+    return replace(change, answer=position(change.record))
 
 
 def _require_not_in_turn(record: AgentRecord) -> None:

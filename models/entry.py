@@ -1,0 +1,123 @@
+"""Entries of the change log: one for each version of each agent, made from change events.
+
+An entry is the same whoever makes it, so every replica may write it again without harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from beanie import Document
+from pymongo import IndexModel
+
+from models.change import CREATED
+from models.event import Event, Time
+
+GAP = "gap"
+"""The kind of an entry that stands for versions of which nothing is known but where they led."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One version of one agent: when, what kinds of change, by whom (key id or runner), which steps came with it."""
+
+    tenant: str
+    agent: str
+    version: int
+    position: str
+    at: datetime
+    kinds: tuple[str, ...]
+    by: str
+    owner: str | None = None
+    pool: str | None = None
+    trigger: str | None = None
+    trace: str | None = None
+    steps: tuple[str, ...] = ()
+    snapshot: Mapping[str, Any] | None = None
+    """Of a gap: where the agent stood then."""
+
+    @property
+    def id(self) -> str:
+        """`<tenant>:<agent>:<version>`, so that no version is in the log twice."""
+        return f"{self.tenant}:{self.agent}:{self.version}"
+
+    def document(self) -> dict[str, Any]:
+        """As it is stored; what has no value is left out."""
+        values = {**asdict(self), "kinds": list(self.kinds), "steps": list(self.steps)}
+        return {name: value for name, value in values.items() if value not in (None, [])}
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Entry:
+        """The entry that a document holds."""
+        lists = {name: tuple(document.get(name, ())) for name in ("kinds", "steps")}
+        return cls(**{**{name: document[name] for name in cls.__slots__ if name in document}, **lists})
+
+
+def position(time: Time, version: int = 0, agent: str = "") -> str:
+    """A place in the log, as text that sorts as commits were made; without an agent, before all of that time."""
+    return f"{time[0]:08x}{time[1]:08x}{version:012x}{agent}"
+
+
+def time_of(place: str) -> Time:
+    """The cluster time of a place."""
+    return int(place[:8], 16), int(place[8:16], 16)
+
+
+POSITION_PATTERN = r"^[0-9a-f]{28}[A-Za-z0-9_-]{0,64}$"
+
+
+def entries_of(event: Event) -> list[Entry]:
+    """One entry for each version that the event led to, in their order."""
+    tenant, _, agent = event.key.partition(":")
+    last = event.envelope
+    shared = {name: last[name] for name in ("at", "by", "owner", "pool", "trigger") if name in last}
+    steps = _steps_by_version(event)
+    return [
+        Entry(
+            tenant=tenant,
+            agent=agent,
+            version=version,
+            position=position(event.time, version, agent),
+            kinds=tuple(told["kinds"]),
+            trace=told.get("trace"),
+            steps=() if CREATED in told["kinds"] else tuple(steps.get(version, ())),
+            **shared,
+        )
+        for version, told in each_version(event)
+    ]
+
+
+def each_version(event: Event) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Each version that the event led to, with its kinds and trace."""
+    last = event.envelope
+    each = last.get("each")
+    for number, version in enumerate(range(event.before + 1, event.version + 1)):
+        yield version, (each[number] if each else last)
+
+
+def steps_of(event: Event) -> dict[str, Mapping[str, Any]]:
+    """The steps that the event added one by one, in the order of their seq."""
+    added = {path[6:]: body for path, body in event.sets.items() if path.startswith("steps.")}
+    return dict(sorted(added.items(), key=lambda step: step[1]["seq"]))
+
+
+def _steps_by_version(event: Event) -> dict[int, list[str]]:
+    found: dict[int, list[str]] = {}
+    for step, body in steps_of(event).items():
+        found.setdefault(body["version"], []).append(step)
+    return found
+
+
+class LogEntry(Document):
+    """The collection of entries: indexes only. Beside the entries it holds the log's mark, which has no tenant."""
+
+    class Settings:
+        name = "changes"
+        indexes = [
+            IndexModel([("tenant", 1), ("position", 1)], name="by_position"),
+            IndexModel([("tenant", 1), ("agent", 1), ("position", 1)], name="by_agent"),
+            IndexModel([("position", 1)], name="by_age"),
+        ]
