@@ -16,6 +16,7 @@ from app.clock import Clock
 from app.config import Settings
 from app.lanes import Committed, Move, Once
 from app.mongo import CODEC
+from app.reads import Freshness, Reads, Seen
 from app.store import Store
 from app.vault import Vault
 from models import profile, results, tree
@@ -40,14 +41,6 @@ class Terms:
 
     guard: Guard = field(default_factory=Guard)
     once: Once | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Freshness:
-    """How new a read must be: within the staleness bound, at least `min_version`, or linearizable (`strong`)."""
-
-    strong: bool = False
-    min_version: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +70,16 @@ class Agents:
     Writes raise what the store's `commit` raises, and what their move raises; reads raise NotFound and Unavailable.
     """
 
-    def __init__(self, store: Store, vault: Vault, settings: Settings, clock: Clock) -> None:
+    def __init__(self, store: Store, reads: Reads, vault: Vault, settings: Settings, clock: Clock) -> None:
         self._store = store
+        self._reads = reads
         self._vault = vault
         self._settings = settings
         self._clock = clock
 
-    async def get(self, scope: Scope, agent: str, freshness: Freshness) -> AgentRecord:
+    async def get(self, scope: Scope, agent: str, freshness: Freshness) -> Seen:
         """One agent with all its steps."""
-        return await self._store.load(scope, agent, strong=freshness.strong, min_version=freshness.min_version)
+        return await self._reads.agent(scope, agent, freshness)
 
     async def list(self, scope: Scope, query: AgentQuery, *, after: str | None, limit: int) -> list[AgentRecord]:
         """Up to `limit` agents without steps and results, in the order of their ids, from after the given one on."""
@@ -128,7 +122,7 @@ class Agents:
     async def fork(self, scope: Scope, agent: str, terms: Terms, *, at: str | None, name: str | None) -> Committed:
         """A new agent that shares the path up to `at`. Raises NotFound; the guard is about the forked agent."""
         began = self._clock.monotonic()
-        source = await self._store.load(scope, agent, strong=True)
+        source = (await self._reads.agent(scope, agent, Freshness(strong=True))).record
         new = self._clock.new_id()
 
         guard = _guard(scope, terms)

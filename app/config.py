@@ -62,6 +62,14 @@ class Settings(BaseSettings):
     flights: int = Field(default=2, ge=1, le=64, description="Bulk writes under way at once.")
     basis_bytes: int = Field(default=64 * MIB, ge=0, description="Agents remembered to write from, in BSON bytes.")
 
+    cache_bytes: int = Field(default=256 * MIB, ge=0, description="Agents kept in memory to answer from; 0: none.")
+    cache_idle_seconds: float = Field(default=600.0, gt=0, description="An agent that nobody reads is let go.")
+    feed_items: int = Field(default=1024, ge=1, description="Commits that may wait for one slow reader of a feed.")
+    feed_bytes: int = Field(default=4 * MIB, ge=1024, description="The same in bytes.")
+    feeds: int = Field(default=10_000, ge=1, description="Feeds open at once on this replica.")
+    feeds_of_a_tenant: int = Field(default=2_000, ge=1, description="The same for one tenant.")
+    log_days: float = Field(default=30.0, gt=0, description="How long the change log is kept.")
+
     @property
     def call_seconds(self) -> float:
         """What one database call may take."""

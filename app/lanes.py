@@ -23,10 +23,12 @@ from models.agent import AgentRecord
 from models.change import OP_SLOTS, Change, Stamp, envelope, fold, may_share
 from models.commit import Guard, Reply
 from models.errors import HoldfastError, InvalidRequest, TooLarge
+from models.event import Event
 from models.tenant import Scope
 
 Move = Callable[[AgentRecord, Stamp], Change]
 
+_NOT_KNOWN_YET = (0, 0)
 _FOLD_BYTES = 4 * 1024 * 1024
 _COMMIT_BYTES = 4 * 1024
 """Kept free for what commits themselves store (`last`, `ops`), so that a full agent can still be changed."""
@@ -121,6 +123,8 @@ class Trial:
         self.changes: list[Change] = []
         self._traces: list[str | None] = []
         self.results: list[tuple[Request, Committed | Exception]] = []
+        self.event: Event | None = None
+        """What the change stream is going to say of it, once it has been written."""
         self.bytes = 0
         self.rest: Sequence[Request] = ()
         for number, request in enumerate(batch):
@@ -138,11 +142,14 @@ class Trial:
         last = envelope(self.basis.version, self.changes, self.stamp, self._traces)
         self._seal({"last": last, "ops": {**self.basis.ops, slot: self.op}})
         if self.basis.version == 0:
-            return InsertOne(self.record.document())
+            document = self.record.document()
+            self.event = Event(self.basis.id, _NOT_KNOWN_YET, document, whole=True)
+            return InsertOne(document)
         assigned = fold(self.changes)
         update: dict[str, Any] = {"$set": {**assigned.sets, "last": last, f"ops.{slot}": self.op}}
         if assigned.drops:
             update["$unset"] = dict.fromkeys(sorted(assigned.drops), "")
+        self.event = Event(self.basis.id, _NOT_KNOWN_YET, update["$set"], assigned.drops)
         guard = {"_id": self.basis.id, "tenant": self.basis.tenant, "version": self.basis.version}
         return UpdateOne(guard, update)
 

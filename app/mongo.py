@@ -6,7 +6,8 @@ the promises of the service rest on it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC
 from typing import Any
@@ -17,7 +18,10 @@ from beanie import Document, init_beanie
 from bson.codec_options import CodecOptions
 from bson.dbref import DBRef
 from bson.raw_bson import RawBSONDocument
+from bson.timestamp import Timestamp
 from pymongo import AsyncMongoClient, InsertOne, UpdateOne, WriteConcern
+from pymongo.asynchronous.change_stream import AsyncChangeStream
+from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import (
@@ -32,8 +36,12 @@ from pymongo.read_concern import ReadConcern
 from pymongo.uri_parser import parse_uri
 
 from models.agent import Agent
+from models.beat import Beat
 from models.commit import IdempotencyRecord
-from models.tenant import Key
+from models.entry import LogEntry
+from models.errors import Unavailable
+from models.event import Time
+from models.tenant import Key, Ticket
 
 Collection = AsyncCollection[dict[str, Any]]
 RawCollection = AsyncCollection[RawBSONDocument]
@@ -46,10 +54,11 @@ _MAJORITY = ReadConcern("majority")
 _LINEARIZABLE = ReadConcern("linearizable")
 _ZSTD = {"wiredTiger": {"configString": "block_compressor=zstd"}}
 _DOCUMENTS: dict[str, type[Document]] = {
-    document.Settings.name: document for document in (Agent, Key, IdempotencyRecord)
+    document.Settings.name: document for document in (Agent, Key, Ticket, IdempotencyRecord, LogEntry, Beat)
 }
 
 _SERVER_SELECTION_MS = 2_000
+_AWAIT_MS = 1_000
 _CHECK_SECONDS = 5
 _HEARTBEAT_MS = 1_000
 _AUTHENTICATION_CODES = (13, 18)
@@ -132,6 +141,9 @@ class Mongo:
     agents_raw_linearizable: RawCollection
     idempotency: Collection
     keys: Collection
+    tickets: Collection
+    changes: Collection
+    beats: Collection
     service: Collection
 
     @classmethod
@@ -146,6 +158,9 @@ class Mongo:
             agents_raw_linearizable=agents.with_options(codec_options=_RAW, read_concern=_LINEARIZABLE),
             idempotency=_collection(database, IdempotencyRecord.Settings.name),
             keys=_collection(database, Key.Settings.name),
+            tickets=_collection(database, Ticket.Settings.name),
+            changes=_collection(database, LogEntry.Settings.name),
+            beats=_collection(database, Beat.Settings.name),
             service=_collection(database, "service"),
         )
 
@@ -160,6 +175,35 @@ class Mongo:
         for name in _DOCUMENTS.keys() - present:
             await self._create(name)
         await init_beanie(database=self.database, document_models=list(_DOCUMENTS.values()))
+
+    @asynccontextmanager
+    async def reading_after(self, time: Time) -> AsyncIterator[AsyncClientSession]:
+        """A session whose reads show all that was committed up to a cluster time, whichever node answers."""
+        async with self.client.start_session(causal_consistency=True) as session:
+            session.advance_operation_time(Timestamp(*time))
+            yield session
+
+    async def now(self) -> Time:
+        """The cluster time of the newest write."""
+        reply = await self.client.admin.command("ping")
+        return reply["operationTime"].time, reply["operationTime"].inc
+
+    async def watch(
+        self, beats_of: str, *, after: Mapping[str, Any] | None = None, since: Time | None = None
+    ) -> AsyncChangeStream[RawBSONDocument]:
+        """The change stream of agents and of one replica's heartbeats: from a token, from a cluster time, or from now.
+
+        Plain events, without a look-up. Raises PyMongoError.
+        """
+        agents = {"ns.coll": self.agents.name}
+        beats = {"ns.coll": self.beats.name, "documentKey._id": beats_of}
+        database = self.database.with_options(codec_options=_RAW, read_concern=_MAJORITY)
+        return await database.watch(
+            [{"$match": {"$or": [agents, beats]}}],
+            resume_after=after,
+            start_at_operation_time=None if since is None else Timestamp(*since),
+            max_await_time_ms=_AWAIT_MS,
+        )
 
     async def ping(self, seconds: float) -> bool:
         """Whether a writable primary answers within the time."""
@@ -187,6 +231,16 @@ def decoded(raw: bytes | memoryview) -> dict[str, Any]:
     """
     document: dict[str, Any] = bson.decode(raw, CODEC)
     return _plain(document) if b"$ref\0" in bytes(raw) else document
+
+
+@contextmanager
+def unavailable_when_failing(seconds: float) -> Iterator[None]:
+    """Bound the calls inside, and say it in our own words when the database fails them."""
+    try:
+        with pymongo.timeout(seconds):
+            yield
+    except PyMongoError as error:
+        raise Unavailable("The database does not answer; try again.") from error
 
 
 def _plain(value: Any) -> Any:

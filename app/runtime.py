@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
+from functools import partial
 from ipaddress import ip_address
 
 from litestar.types import ASGIApp
@@ -11,16 +14,40 @@ from litestar.types import ASGIApp
 from app.agents import Agents
 from app.api import create_app
 from app.api.application import Parts
+from app.cache import Cache
+from app.changelog import ChangeLog
 from app.clock import SystemClock
 from app.config import Settings
+from app.feed import Caps, Feed
 from app.mongo import Mongo, open_client
+from app.reads import Reads
+from app.scribe import Scribe
 from app.store import Store
+from app.streams import Streams
 from app.telemetry import Metrics, get_logger
 from app.tenancy import Keys
+from app.tracing import Tracing
 from app.vault import open_vault
+from app.watcher import Watcher
+from models.event import Event
 
 READY_SECONDS = 2.0
 _log = get_logger(__name__)
+
+
+class _Heard:
+    """What the store tells of its own reads and writes, to those who answer from memory."""
+
+    def __init__(self, cache: Cache, scribe: Scribe) -> None:
+        self._cache = cache
+        self._scribe = scribe
+
+    def wrote(self, event: Event) -> None:
+        self._cache.wrote(event)
+        self._scribe.wrote(event)
+
+    def knows(self, key: str, version: int) -> None:
+        self._cache.knows(key, version)
 
 
 class Runtime:
@@ -28,27 +55,57 @@ class Runtime:
 
     def __init__(self, settings: Settings, uri: str) -> None:
         clock = SystemClock()
+        seconds = settings.call_seconds
         self.settings = settings
         self.metrics = Metrics()
+        self.tracing = Tracing.from_environment()
         self.mongo = Mongo.of(open_client(uri), settings.mongodb_database)
-        self.store = Store(self.mongo, settings, clock, self.metrics)
-        self.keys = Keys(self.mongo, clock, seconds=settings.call_seconds)
-        self.agents = Agents(self.store, open_vault(settings.secret_keys, settings.data), settings, clock)
+        self.cache = Cache(clock, limit_bytes=settings.cache_bytes, idle_seconds=settings.cache_idle_seconds)
+        self.feed = Feed(_caps(settings))
+        self.changes = ChangeLog(self.mongo, clock, seconds=seconds, kept=timedelta(days=settings.log_days))
+        self.scribe = Scribe(self.changes, clock)
+        observer = _Heard(self.cache, self.scribe)
+        self.store = Store(self.mongo, settings, clock, self.metrics, self.tracing, observer)
+        self.reads = Reads(self.store, self.cache, clock, self.metrics)
+        self.streams = Streams(self.feed, self.reads, self.changes, self.scribe)
+        self.keys = Keys(self.mongo, clock, seconds=seconds)
+        vault = open_vault(settings.secret_keys, settings.data)
+        self.agents = Agents(self.store, self.reads, vault, settings, clock)
+        self.watcher = Watcher(
+            self.mongo, self.cache, self.feed, self.changes, self.scribe, clock, self.metrics, self.tracing
+        )
+        self._show()
 
     async def start(self) -> None:
-        """Make the database fit to use."""
+        """Make the database fit to use, and follow it."""
         await self.mongo.prepare()
+        await self.watcher.start()
         _log.info("replica started", database=self.settings.mongodb_database)
 
     async def stop(self) -> None:
-        """Settle what was sent, then let go of the database."""
+        """End the feeds, settle what was sent, write it into the log, then let go of the database."""
+        self.feed.stop()
         await self.store.stop()
+        await self.watcher.stop()
         await self.mongo.client.close()
+        await asyncio.to_thread(self.tracing.stop)
         _log.info("replica stopped")
 
     async def healthy(self) -> bool:
-        """Whether a writable primary answers now."""
-        return await self.mongo.ping(READY_SECONDS)
+        """Whether the change stream lives and a writable primary answers now."""
+        return self.watcher.healthy and await self.mongo.ping(READY_SECONDS)
+
+    def _show(self) -> None:
+        """Let the metrics ask the parts that count for themselves."""
+        tally, feed, scribe, metrics = self.cache.tally, self.feed, self.scribe, self.metrics
+        for name in ("hits", "misses", "patches", "drops", "refused", "evictions"):
+            metrics.tell(f"cache_{name}", f"Cache: {name}.", partial(getattr, tally, name))
+        metrics.show("cache_agents", "Agents in memory to answer from.", lambda: len(self.cache))
+        metrics.show("cache_bytes", "Bytes that they are counted as.", lambda: self.cache.bytes)
+        metrics.show("feed_subscribers", "Feeds open on this replica.", lambda: feed.count)
+        metrics.tell("feed_gaps", "Feeds closed with a gap.", lambda: feed.gaps)
+        metrics.tell("log_entries", "Entries written to the change log.", lambda: scribe.written)
+        metrics.show("log_backlog", "Entries that wait to be written.", lambda: scribe.backlog)
 
     async def unsafe_bind_reason(self, host: str) -> str | None:
         """Why the service must not listen on this address, or None when it may."""
@@ -58,6 +115,10 @@ class Runtime:
             f"Without keys everybody who reaches {host} could do everything, so only loopback is served. "
             "Create a key first: holdfast keys create --tenant default --right read --right write"
         )
+
+
+def _caps(settings: Settings) -> Caps:
+    return Caps(settings.feed_items, settings.feed_bytes, settings.feeds_of_a_tenant, settings.feeds)
 
 
 def is_loopback(host: str) -> bool:
@@ -73,7 +134,16 @@ def is_loopback(host: str) -> bool:
 def create_replica(settings: Settings, uri: str) -> ASGIApp:
     """The ASGI application of one replica; call it inside the event loop that serves it."""
     runtime = Runtime(settings, uri)
-    parts = Parts(settings, runtime.agents, runtime.keys, runtime.metrics, runtime.healthy)
+    parts = Parts(
+        settings=settings,
+        agents=runtime.agents,
+        streams=runtime.streams,
+        cache=runtime.cache,
+        keyring=runtime.keys,
+        metrics=runtime.metrics,
+        tracing=runtime.tracing,
+        healthy=runtime.healthy,
+    )
     return create_app(parts, runtime.start, runtime.stop)
 
 

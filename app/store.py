@@ -1,4 +1,4 @@
-"""The one door to the agents collection: load, list, commit. No other file writes it.
+"""The one door to the agents collection: read, list, commit. No other file writes it.
 
 A caller hands `commit` a *move*, a pure function from the agent to a Change. The commit makes the change durable
 (majority and journal) under one rule: **the filter always carries the version that the move saw**, so a move is
@@ -26,24 +26,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import random
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import pymongo
 from bson.raw_bson import RawBSONDocument
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import PyMongoError
 
+from app.backoff import Backoff
 from app.bulk import BulkWriter, Outcome
 from app.clock import Clock
 from app.config import Settings
 from app.lanes import Committed, Lane, Move, Once, Request, Trial
-from app.mongo import Mongo, Write, decoded
+from app.mongo import Mongo, Write, decoded, unavailable_when_failing
 from app.telemetry import Metrics, get_logger
+from app.tracing import Tracing, current_traceparent
 from models.agent import AgentRecord
 from models.change import OP_SLOTS, Stamp
 from models.commit import Guard, Reply
@@ -53,10 +54,9 @@ from models.errors import (
     IdempotencyMismatch,
     Unavailable,
 )
+from models.event import Event, Time
 from models.tenant import Scope
 
-MIN_VERSION_SECONDS = 2.0
-_VERSION_PAUSE = 0.05
 KEPT_FOR = timedelta(hours=24)
 """How long an idempotency record answers."""
 
@@ -65,11 +65,31 @@ _NO_GUARD = Guard()
 _log = get_logger(__name__)
 
 
+class Observer(Protocol):
+    """Who wants to hear at once what this replica learns of agents: the cache."""
+
+    def wrote(self, event: Event) -> None:
+        """A write was acknowledged; its event has no time yet."""
+
+    def knows(self, key: str, version: int) -> None:
+        """An agent was read at a version."""
+
+
 class Store:
     """Agents, durable. One per replica; `stop` waits until everything that was sent is settled."""
 
-    def __init__(self, mongo: Mongo, settings: Settings, clock: Clock, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        mongo: Mongo,
+        settings: Settings,
+        clock: Clock,
+        metrics: Metrics,
+        tracing: Tracing,
+        observer: Observer,
+    ) -> None:
         self._mongo = mongo
+        self._tracing = tracing
+        self._observer = observer
         self._settings = settings
         self._clock = clock
         self._metrics = metrics
@@ -86,25 +106,23 @@ class Store:
         metrics.show("lanes", "Agents with a write queue in memory.", lambda: len(self._lanes))
         metrics.show("basis_bytes", "BSON bytes of agents remembered to write from.", lambda: self._basis_bytes)
 
-    async def load(self, scope: Scope, agent: str, *, strong: bool = False, min_version: int = 0) -> AgentRecord:
-        """The agent, at least as new as `min_version`; with `strong` not older than this call (linearizable).
+    async def read(self, key: str, *, since: Time | None = None) -> AgentRecord:
+        """The agent of an `_id`, at version 0 when there is none: not older than the cluster time, or linearizable.
 
-        Raises NotFound; Unavailable when the database does not answer or the version does not come in 2 s.
+        Raises Unavailable.
         """
-        key = scope.agent_key(agent)
-        until = self._clock.monotonic() + MIN_VERSION_SECONDS
-        with self._metrics.load_seconds.time():
-            record = await self._read_or_fail(key, strong=strong)
-        record.require_visible(scope)
-        version = record.version
-        while version < min_version:
-            if self._clock.monotonic() >= until:
-                raise Unavailable(f"Version {min_version} is not there yet; it is at {version}.", version=version)
-            await asyncio.sleep(_VERSION_PAUSE)
-            version = await self._version(key)
-            if version >= min_version:
-                return await self.load(scope, agent, strong=True)
-        return record
+        with self._metrics.load_seconds.time(), unavailable_when_failing(self._settings.call_seconds):
+            if since is None:
+                return await self._read(key, strong=True)
+            async with self._mongo.reading_after(since) as session:
+                return await self._read(key, session=session)
+
+    async def version(self, key: str) -> int:
+        """The version of the agent of an `_id`, linearizable; 0 when there is none. Raises Unavailable."""
+        with unavailable_when_failing(self._settings.call_seconds):
+            # unscoped: the key begins with the tenant
+            found = await self._mongo.agents_raw_linearizable.find_one({"_id": key}, {"version": 1})
+        return 0 if found is None else int(found["version"])
 
     async def page(
         self, scope: Scope, query: Mapping[str, Any], *, after: str | None, limit: int, fields: Iterable[str]
@@ -113,7 +131,7 @@ class Store:
         wanted = scope.filter({**query, "deleted_at": None})
         wanted["_id"] = {"$gt": f"{scope.tenant}:{after or ''}", "$lt": f"{scope.tenant};"}
         projection = {**dict.fromkeys(fields, 1), "size_bytes": {"$bsonSize": "$$ROOT"}}
-        with _unavailable_when_failing(self._settings.call_seconds):
+        with unavailable_when_failing(self._settings.call_seconds):
             found = await self._mongo.agents_raw.find(wanted, projection).sort("_id", 1).limit(limit).to_list()
         return [decoded(document.raw) for document in found]
 
@@ -134,8 +152,9 @@ class Store:
         Raises what the move or guard raises; NotFound; TooLarge; Conflict while the same `once` runs here;
         IdempotencyMismatch; Unavailable. The lane carries the write out: cancelling the caller does not stop it.
         """
-        request = Request(scope, move, guard, once, creates, asyncio.get_running_loop().create_future())
-        with self._alone(once), self._metrics.commit_seconds.time():
+        done: asyncio.Future[Committed] = asyncio.get_running_loop().create_future()
+        with self._alone(once), self._metrics.commit_seconds.time(), self._tracing.commit(agent):
+            request = Request(scope, move, guard, once, creates, done, current_traceparent())
             lane = self._enqueue(scope.agent_key(agent), request)
             try:
                 async with asyncio.timeout(self._settings.commit_seconds - spent):
@@ -214,7 +233,7 @@ class Store:
         certain = False
         if batch[0].once:  # whether the agent is there is judged before the record is looked up
             self._remember(lane, None)
-        backoff = _Backoff()
+        backoff = Backoff()
         while batch := _awaited(batch):
             if lane.basis is None:
                 await self._refresh(lane, strong=certain)
@@ -253,6 +272,8 @@ class Store:
                 request.sent = outcome is Outcome.UNKNOWN
             return False
         self._remember(lane, trial.record, trial.size)
+        if trial.event is not None:
+            self._observer.wrote(trial.event)
         self._count(trial)
         self._end(lane, trial)
         return True
@@ -264,7 +285,7 @@ class Store:
     async def _write(self, lane: Lane, trial: Trial) -> Outcome:
         """Send the trial until it is acknowledged, and find out what became of it: APPLIED or MISSED."""
         write = trial.write()
-        backoff = _Backoff()
+        backoff = Backoff()
         while (outcome := await self._bulk.send(write, trial.bytes)) is Outcome.UNKNOWN:
             if not backoff.pauses:
                 self._metrics.unknown.inc()
@@ -282,7 +303,7 @@ class Store:
 
     async def _settled(self, lane: Lane, trial: Trial) -> Outcome:
         """What became of a write that is surely over: the version has moved, the op slot tells by whom."""
-        backoff = _Backoff()
+        backoff = Backoff()
         while lane.basis is None:
             await self._refresh(lane, strong=True)
             if lane.basis is None:
@@ -326,7 +347,7 @@ class Store:
 
         An abort may overtake what it is to end; a newer transaction of the same session ends all before it for good.
         """
-        backoff = _Backoff()
+        backoff = Backoff()
         while True:
             try:
                 with pymongo.timeout(self._settings.call_seconds):
@@ -382,24 +403,14 @@ class Store:
         with contextlib.suppress(PyMongoError):
             record = await self._read(lane.key, strong=strong)
             self._remember(lane, record, record.size_bytes or 0)
+            self._observer.knows(lane.key, record.version)
 
-    async def _version(self, key: str) -> int:
-        """The agent's version on the primary; 0 when there is none."""
-        with _unavailable_when_failing(self._settings.call_seconds):
-            # unscoped: the key begins with the tenant
-            found = await self._mongo.agents_raw_linearizable.find_one({"_id": key}, {"version": 1})
-        return 0 if found is None else int(found["version"])
-
-    async def _read_or_fail(self, key: str, *, strong: bool) -> AgentRecord:
-        with _unavailable_when_failing(self._settings.call_seconds):
-            return await self._read(key, strong=strong)
-
-    async def _read(self, key: str, *, strong: bool) -> AgentRecord:
+    async def _read(self, key: str, *, strong: bool = False, session: AsyncClientSession | None = None) -> AgentRecord:
         """The agent's document as a record; version 0 when there is none."""
         source = self._mongo.agents_raw_linearizable if strong else self._mongo.agents_raw
         with pymongo.timeout(self._settings.call_seconds):
             # unscoped: the key begins with the tenant
-            raw: RawBSONDocument | None = await source.find_one({"_id": key})
+            raw: RawBSONDocument | None = await source.find_one({"_id": key}, session=session)
         if raw is None:
             return AgentRecord(id=key, tenant=key.partition(":")[0])
         return AgentRecord.of(decoded(raw.raw), size_bytes=len(raw.raw))
@@ -442,24 +453,3 @@ def _failure(*, sent: bool) -> Unavailable:
 def _awaited(batch: Sequence[Request]) -> list[Request]:
     """The requests that have not been answered `Unavailable` yet."""
     return [request for request in batch if not request.given_up]
-
-
-class _Backoff:
-    """Pauses between tries that grow from about 1 ms to 500 ms, with jitter; whoever loops decides when to stop."""
-
-    def __init__(self) -> None:
-        self.pauses = 0
-
-    async def pause(self) -> None:
-        await asyncio.sleep(random.uniform(0.2, 1.0) * min(0.5, 0.001 * 2**self.pauses))  # noqa: S311
-        self.pauses = min(self.pauses + 1, 10)
-
-
-@contextlib.contextmanager
-def _unavailable_when_failing(seconds: float) -> Iterator[None]:
-    """Bound the calls inside, and say it in our own words when the database fails them."""
-    try:
-        with pymongo.timeout(seconds):
-            yield
-    except PyMongoError as error:
-        raise Unavailable("The database does not answer; try again.") from error

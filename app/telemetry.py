@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_AGES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 1, 1.5, 2)
 _BYTES = (256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216)
 
 
@@ -34,6 +37,11 @@ class Metrics:
         self.load_seconds = self._histogram("load_seconds", "Reading one agent from the database.", _SECONDS)
         self.update_bytes = self._histogram("update_bytes", "BSON bytes of the assignments of one update.", _BYTES)
         self.bulk_size = self._histogram("bulk_updates", "Agents in one bulk write.", (1, 2, 4, 8, 16, 32, 64, 128))
+        self.staleness = self._histogram("read_age_seconds", "By how much what was read may be behind.", _AGES)
+        self.stream_lag = self._histogram("stream_lag_seconds", "From a heartbeat's sending to its return.", _SECONDS)
+        self.events = self._counter("stream_events", "Change events of agents that were told.")
+        self.stream_closed = self._counter("stream_closed", "Times that the change stream ended and was opened anew.")
+        self.stream_lost = self._counter("stream_lost", "Times that the database no longer had what was missed.")
         self.request_seconds = Histogram(
             "holdfast_http_request_seconds",
             "HTTP requests by method, route and status.",
@@ -46,11 +54,28 @@ class Metrics:
         """A gauge that asks for its value when it is read."""
         Gauge(f"holdfast_{name}", text, registry=self.registry).set_function(value)
 
+    def tell(self, name: str, text: str, value: Callable[[], float]) -> None:
+        """A counter that someone else keeps and is asked for when it is read."""
+        self.registry.register(_Kept(f"holdfast_{name}", text, value))
+
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"holdfast_{name}", text, labels, registry=self.registry)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"holdfast_{name}", text, buckets=buckets, registry=self.registry)
+
+
+class _Kept(Collector):
+    """A counter whose value stands elsewhere."""
+
+    def __init__(self, name: str, text: str, value: Callable[[], float]) -> None:
+        self._name = name
+        self._text = text
+        self._value = value
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """The counter as it stands."""
+        yield CounterMetricFamily(self._name, self._text, value=self._value())
 
 
 def configure_logging(level: str, form: str) -> None:

@@ -12,21 +12,24 @@ import hmac
 import re
 import secrets
 from collections.abc import Iterable
+from datetime import datetime, timedelta
 
 import pymongo
 from pymongo.errors import PyMongoError
 
 from app.clock import Clock
-from app.mongo import Mongo
+from app.mongo import Mongo, unavailable_when_failing
 from models.errors import InvalidRequest, NotFound, Unauthenticated, Unavailable
 from models.ids import check_id
-from models.tenant import ANONYMOUS, KeyRecord, Right, Scope
+from models.tenant import ANONYMOUS, KeyRecord, Right, Scope, TicketRecord
 
 CACHED_SECONDS = 2.0
 """How long a replica may go on answering a key that was revoked elsewhere."""
 
 OPEN_SECONDS = 1.0
 """How long a replica may go on believing that there is no key. The first key is given out only after that time."""
+
+TICKET_LIFE = timedelta(seconds=30)
 
 _TOKEN = re.compile(r"hf_([0-9A-Za-z]{22})_([A-Za-z0-9_-]{43})\Z")
 _LATCH = "latch"
@@ -53,6 +56,51 @@ class Keys:
                 return (await self._verified(token)).scope()
         except PyMongoError as error:
             raise Unavailable("The database does not answer; try again.") from error
+
+    def glance(self, token: str | None) -> Scope | None:
+        """What `authenticate` would answer, if that is known without asking the database; else None."""
+        now = self._clock.monotonic()
+        if token is None:
+            return ANONYMOUS if not self._latched and now < self._open_until else None
+        match = _TOKEN.match(token)
+        until, record = self._known.get(match[1], (0.0, None)) if match else (0.0, None)
+        if match is None or record is None or now >= until or not _fits(record, match[2]):
+            return None
+        return record.scope()
+
+    async def still_allows(self, scope: Scope) -> bool:
+        """Whether whoever was let in with this scope would be let in again. True while the database can't say."""
+        try:
+            with pymongo.timeout(self._seconds):
+                if scope == ANONYMOUS:
+                    return not await self.required()
+                return await self._looked_up(scope.by) is not None
+        except PyMongoError:
+            return True
+
+    async def issue_ticket(self, scope: Scope) -> tuple[str, datetime]:
+        """A ticket that lets its bearer in once, as the scope's key would, for 30 s. Raises Unavailable."""
+        ticket = secrets.token_urlsafe(32)
+        expires_at = self._clock.now() + TICKET_LIFE
+        key = None if scope == ANONYMOUS else scope.by
+        record = TicketRecord(id=_digest(ticket), tenant=scope.tenant, key=key, expires_at=expires_at)
+        with unavailable_when_failing(self._seconds):
+            await self._mongo.tickets.insert_one(record.model_dump(by_alias=True))
+        return ticket, expires_at
+
+    async def redeem_ticket(self, ticket: str) -> Scope:
+        """The scope of the key behind a ticket, which is used up. Raises Unauthenticated; Unavailable."""
+        with unavailable_when_failing(self._seconds):
+            # unscoped: the ticket itself tells the tenant
+            found = await self._mongo.tickets.find_one_and_delete({"_id": _digest(ticket)})
+            if found is None or found["expires_at"] <= self._clock.now():
+                raise Unauthenticated("This ticket is not known here, was used, or is too old: get a new one.")
+            if found.get("key") is None:
+                return await self._without_key()
+            record = await self._looked_up(found["key"])
+        if record is None:
+            raise Unauthenticated("The key behind this ticket was revoked.")
+        return record.scope()
 
     async def required(self) -> bool:
         """Whether the latch is closed: a first key was made, or is about to be given out."""
@@ -122,7 +170,7 @@ class Keys:
     async def _verified(self, token: str) -> KeyRecord:
         match = _TOKEN.match(token)
         record = await self._looked_up(match[1]) if match else None
-        if match is None or record is None or not hmac.compare_digest(record.digest, _digest(match[2])):
+        if match is None or record is None or not _fits(record, match[2]):
             raise Unauthenticated("This key is not known here, or it was revoked.")
         return record
 
@@ -141,6 +189,10 @@ class Keys:
         record = KeyRecord.model_validate(found)
         self._known[key] = (now + CACHED_SECONDS, record)
         return record
+
+
+def _fits(record: KeyRecord, secret: str) -> bool:
+    return hmac.compare_digest(record.digest, _digest(secret))
 
 
 def _digest(secret: str) -> str:

@@ -85,3 +85,22 @@ class Key(KeyRecord, Document):
     class Settings:
         name = "keys"
         indexes = [IndexModel([("tenant", 1), ("_id", 1)], name="by_tenant")]
+
+
+class TicketRecord(BaseModel):
+    """A ticket as it is stored: what a browser shows once, in a URL, instead of a key; only its SHA-256."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    id: str = Field(alias="_id", description="The digest.")
+    tenant: str
+    key: str | None = Field(default=None, description="The key that asked for it; None while none was ever made.")
+    expires_at: datetime
+
+
+class Ticket(TicketRecord, Document):
+    """The collection of tickets; the index only cleans up, the time is compared when one is used."""
+
+    class Settings:
+        name = "tickets"
+        indexes: list[Any] = [IndexModel([("expires_at", 1)], name="expires", expireAfterSeconds=0)]

@@ -19,11 +19,16 @@ from app.api import operations, problems
 from app.api.agents import AgentRoutes
 from app.api.call import DEPENDENCIES
 from app.api.edge import Edge
+from app.api.feeds import FeedRoutes
+from app.api.hot import HotRead
 from app.api.security import Doorkeeper, require_right
 from app.api.steps import StepRoutes
+from app.cache import Cache
 from app.config import Settings
+from app.streams import Streams
 from app.telemetry import Metrics
 from app.tenancy import Keys
+from app.tracing import Tracing
 from models.errors import HoldfastError
 
 
@@ -33,8 +38,11 @@ class Parts:
 
     settings: Settings
     agents: Agents
+    streams: Streams
+    cache: Cache
     keyring: Keys
     metrics: Metrics
+    tracing: Tracing
     healthy: Callable[[], Awaitable[bool]]
 
 
@@ -49,7 +57,9 @@ def create_app(parts: Parts, start: Callable[[], Awaitable[None]], stop: Callabl
         finally:
             await stop()
 
-    return Edge(create_litestar(parts, lifespan), Doorkeeper(parts.settings), parts.metrics)
+    doorkeeper = Doorkeeper(parts.settings)
+    app = Edge(create_litestar(parts, lifespan), doorkeeper, parts.metrics, parts.tracing)
+    return HotRead(app, parts.cache, parts.keyring, doorkeeper, parts.metrics, parts.tracing)
 
 
 def create_litestar(
@@ -57,7 +67,7 @@ def create_litestar(
 ) -> Litestar:
     """The routes alone, without the edge around them."""
     app = Litestar(
-        route_handlers=[AgentRoutes, StepRoutes, operations.live, operations.ready, operations.metrics],
+        route_handlers=[AgentRoutes, StepRoutes, FeedRoutes, operations.live, operations.ready, operations.metrics],
         dependencies=DEPENDENCIES,
         guards=[require_right],
         exception_handlers={

@@ -10,7 +10,7 @@ from litestar import Request
 from litestar.di import NamedDependency, Provide
 from litestar.params import FromPath
 
-from app.agents import Agents, Freshness, Terms
+from app.agents import Agents, Terms
 from app.api.answers import Answer, Encode, as_response, etag, reply
 from app.api.headers import (
     CacheControl,
@@ -26,6 +26,9 @@ from app.api.headers import (
     request_digest,
 )
 from app.lanes import Committed, Once
+from app.reads import Freshness
+from app.streams import Streams
+from app.tenancy import Keys
 from models.agent import AgentRecord
 from models.commit import Guard
 from models.tenant import Scope
@@ -43,11 +46,11 @@ class ReadCall:
     if_none_match: str | None
 
     async def answer(self, agent: str, show: Callable[[AgentRecord], Any]) -> Answer[Any]:
-        record = await self.agents.get(self.caller, agent, self.freshness)
-        tag = etag(record.version)
+        seen = await self.agents.get(self.caller, agent, self.freshness)
+        tag, age = etag(seen.record.version), str(int(seen.age))
         if matches(self.if_none_match, tag):
-            return Answer(b"", status_code=304, headers={"ETag": tag, "Age": "0"})
-        return as_response(reply(show(record), record.version, Age="0"))
+            return Answer(b"", status_code=304, headers={"ETag": tag, "Age": age})
+        return as_response(reply(show(seen.record), seen.record.version, Age=age))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,16 @@ def _agents(request: AnyRequest) -> Agents:
     return agents
 
 
+def _streams(request: AnyRequest) -> Streams:
+    streams: Streams = request.app.state.streams
+    return streams
+
+
+def _keyring(request: AnyRequest) -> Keys:
+    keyring: Keys = request.app.state.keyring
+    return keyring
+
+
 def _reading(
     request: AnyRequest,
     cache_control: CacheControl = None,
@@ -107,6 +120,8 @@ DEPENDENCIES = {
     "agents": Provide(_agents, sync_to_thread=False),
     "posted": Provide(_posted, sync_to_thread=False),
     "guarded": Provide(_guarded, sync_to_thread=False),
+    "streams": Provide(_streams, sync_to_thread=False),
+    "keyring": Provide(_keyring, sync_to_thread=False),
     "reading": Provide(_reading, sync_to_thread=False),
 }
 """What handlers may ask for.

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from litestar import Request
 from litestar.params import HeaderParameter, QueryParameter
 
-from app.agents import Freshness
+from app.reads import Freshness
 from models.commit import Guard
 from models.errors import InvalidRequest
 from models.tenant import Scope

@@ -28,6 +28,7 @@ _REFUSALS = {
     428: "Send the fence as Fencing-Token.",
     503: "The database does not answer in time.",
 }
+_TOO_MANY = "Too many feeds are open."
 _OF_READS = (400, 401, 403, 404, 410, 503)
 
 
@@ -79,6 +80,12 @@ APPEND = _also(
 
 IMPORT = _kind(Right.WRITE, changes=True, wrapped=3, of_steps=True)
 """Takes an export, which wraps what it holds (most of all a workspace) in three more levels."""
+
+FEED = _also({**LIST, "opt": {**LIST["opt"], "ticket": True}}, 429, _TOO_MANY, shapes.Problem)
+"""Goes on telling what happens; opened by a ticket, too."""
+
+TICKET = {**LIST, "status_code": 201}
+"""Makes a ticket: changes no agent, takes no body."""
 
 PUBLIC: dict[str, Any] = {"responses": _refusals(400, 403, 503)}
 """Needs no key and shows nothing of any tenant: liveness, metrics."""

@@ -14,21 +14,25 @@ from litestar.handlers.base import BaseRouteHandler
 
 from app.config import Settings
 from app.tenancy import Keys
-from models.errors import Forbidden, InvalidRequest, Unauthenticated
+from models.errors import Forbidden, HoldfastError, InvalidRequest, Unauthenticated
 from models.tenant import Right, Scope
 
+_HOSTS_REMEMBERED = 100
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 async def authenticate(headers: Mapping[str, str], keyring: Keys) -> Scope:
     """The scope of the caller. Raises Unauthenticated; Unavailable when the database does not answer."""
     sent = headers.get("authorization")
-    if sent is None:
-        return await keyring.authenticate(None)
-    kind, _, token = sent.partition(" ")
+    return await keyring.authenticate(None if sent is None else token_of(sent))
+
+
+def token_of(authorization: str) -> str:
+    """The key in an Authorization header. Raises Unauthenticated for what is none."""
+    kind, _, token = authorization.partition(" ")
     if kind.lower() != "bearer" or not token.strip():
         raise Unauthenticated("Send the key as 'Authorization: Bearer <key>'.")
-    return await keyring.authenticate(token.strip())
+    return token.strip()
 
 
 async def require_right(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
@@ -36,7 +40,9 @@ async def require_right(connection: ASGIConnection[Any, Any, Any, Any], handler:
     wanted: frozenset[Right] | None = handler.opt.get("rights")
     if wanted is None:
         return
-    scope = await authenticate(connection.headers, connection.app.state.keyring)
+    keyring: Keys = connection.app.state.keyring
+    ticket = connection.query_params.get("ticket") if handler.opt.get("ticket") else None
+    scope = await (authenticate(connection.headers, keyring) if ticket is None else keyring.redeem_ticket(ticket))
     if not wanted & scope.rights:
         raise Forbidden(f"This needs a key with the right {' or '.join(sorted(wanted))}.")
     connection.state["caller"] = scope
@@ -49,6 +55,19 @@ class Doorkeeper:
         self._hosts = _LOOPBACK | {settings.host.lower(), *(host.lower() for host in settings.allowed_hosts)}
         self._origins = frozenset(origin.rstrip("/").lower() for origin in settings.allowed_origins)
         self._any_host = "*" in settings.allowed_hosts
+        self._known: dict[bytes, bool] = {}
+
+    def knows(self, host: bytes) -> bool:
+        """Whether a Host is certainly served; asked again for the same one, the answer costs nothing."""
+        known = self._known.get(host)
+        if known is None:
+            try:
+                self.check(host.decode("latin-1"), None)
+            except HoldfastError:
+                return False
+            if len(self._known) < _HOSTS_REMEMBERED:
+                self._known[host] = True
+        return True
 
     def check(self, host: str | None, origin: str | None) -> None:
         """Raise InvalidRequest for a missing or odd Host, Forbidden for one (or an Origin) that is not served."""

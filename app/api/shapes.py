@@ -173,6 +173,32 @@ class Results(Struct):
     results: dict[str, SeenResult]
 
 
+class Change(Struct):
+    """An entry of the change log; one of kind `gap` stands for entries that were lost, with a snapshot."""
+
+    cursor: str
+    agent: str
+    version: int
+    at: str
+    kinds: list[str]
+    by: str
+    pool: str | UnsetType = UNSET
+    trigger: str | UnsetType = UNSET
+    trace: str | UnsetType = UNSET
+    steps: list[str] | UnsetType = UNSET
+    snapshot: Json | UnsetType = UNSET
+
+
+class ChangeList(Struct):
+    items: list[Change]
+    next_cursor: str | None
+
+
+class Ticket(Struct):
+    ticket: str
+    expires_at: str
+
+
 class Problem(Struct):
     """What went wrong, after RFC 9457; some codes carry more fields."""
 

@@ -6,10 +6,10 @@ from contextlib import AsyncExitStack
 
 import orjson
 
-from app.agents import Freshness
 from app.api import views
 from app.api.answers import encode
 from app.mongo import Collection
+from app.reads import Freshness
 from app.runtime import Runtime
 from models.agent import Agent, AgentRecord
 from models.tenant import ANONYMOUS
@@ -65,7 +65,8 @@ def _by_driver(collection: Collection, agent: AgentRecord, scale: Scale) -> Turn
 
 def _by_service(runtime: Runtime, agent: AgentRecord, scale: Scale) -> Turn:
     async def read() -> bytes:
-        return encode(views.agent(await runtime.agents.get(ANONYMOUS, agent.name_in_tenant, Freshness())))
+        seen = await runtime.agents.get(ANONYMOUS, agent.name_in_tenant, Freshness())
+        return encode(views.agent(seen.record))
 
     return lambda: milliseconds_each(read, scale.calls)
 

@@ -1,0 +1,183 @@
+"""The change log: one entry for each version of each agent, in commit order, complete up to its mark.
+
+Every replica writes what its own change stream brings. An entry's id is the agent's version, so that writing it again
+does no harm, and no replica leads. The *mark* is the cluster time up to which some replica has written everything:
+readers read that far. A replica raises it only for a stretch that begins at or below the mark, so no hole can hide
+below it; where the database no longer has the events to fill one, entries of the kind `gap` say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pymongo
+from pymongo import UpdateOne
+
+from app.clock import Clock
+from app.mongo import Mongo, unavailable_when_failing
+from models.agent import AgentRecord
+from models.entry import GAP, Entry, position, time_of
+from models.errors import FeedGap
+from models.event import Time
+from models.news import snapshot_of
+from models.tenant import Scope
+
+_MARK = "mark"
+_AFTER_ALL = "~"
+"""Sorts after every digit and letter of a position."""
+_STOCK_BATCH = 500
+_SWEPT_AT_ONCE = 1_000
+_CLOCKS_APART = timedelta(minutes=10)
+"""By how much the clocks of replicas and database may differ where old agents are told from lately changed ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogQuery:
+    """Which entries a reader wants; None lets everything pass. Gaps always pass."""
+
+    agent: str | None = None
+    kinds: tuple[str, ...] | None = None
+    pool: str | None = None
+
+    def document(self) -> dict[str, Any]:
+        """As a database query."""
+        kinds = None if self.kinds is None else {"$in": [*self.kinds, GAP]}
+        wanted = {"agent": self.agent, "kinds": kinds, "pool": self.pool}
+        return {name: value for name, value in wanted.items() if value is not None}
+
+    def matches(self, scope: Scope, entry: Entry) -> bool:
+        """Whether an entry is for this reader: the same answer as the query's."""
+        return (
+            scope.sees(entry.tenant, entry.owner)
+            and self.agent in (None, entry.agent)
+            and self.pool in (None, entry.pool)
+            and (self.kinds is None or not {*self.kinds, GAP}.isdisjoint(entry.kinds))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LogPage:
+    """Entries in commit order; whether there are more; and the cluster time up to which the log was complete."""
+
+    entries: Sequence[Entry]
+    more: bool
+    complete_to: Time
+
+
+class ChangeLog:
+    """The stored log. `start` before anything is written; what fails raises PyMongoError, for readers Unavailable."""
+
+    def __init__(self, mongo: Mongo, clock: Clock, *, seconds: float, kept: timedelta) -> None:
+        self._mongo = mongo
+        self._clock = clock
+        self._seconds = seconds
+        self._kept = kept
+
+    async def start(self) -> Time:
+        """The cluster time from which on this replica has to write what happens, for the log to have no hole."""
+        if await self._mark() is None:
+            await self.record_gap()
+        mark = await self._mark()
+        return (0, 1) if mark is None else time_of(mark["complete_to"])
+
+    async def write(self, entries: Sequence[Entry], complete_to: Time) -> None:
+        """Write entries that are not there, then raise the mark; in this order, in one call."""
+        mark = UpdateOne({"_id": _MARK}, {"$max": {"complete_to": position(complete_to)}}, upsert=True)
+        with pymongo.timeout(self._seconds):
+            await self._mongo.changes.bulk_write([*map(_upsert, entries), mark], ordered=True)
+
+    async def record_gap(self) -> Time:
+        """Say of each agent that changed since the mark where it stands now, for its events are lost.
+
+        Answers the cluster time from which on events have to be written again. A log that begins has no mark yet.
+        """
+        now = await self._mongo.now()
+        mark = await self._mark()
+        since = None if mark is None else datetime.fromtimestamp(time_of(mark["complete_to"])[0], UTC) - _CLOCKS_APART
+        async for batch in self._changed_since(since):
+            with pymongo.timeout(self._seconds):
+                await self._mongo.changes.bulk_write([_upsert(self._gap(record, now)) for record in batch])
+        raised = {"$setOnInsert" if mark is None else "$max": {"complete_to": position(now)}}
+        with pymongo.timeout(self._seconds):
+            # unscoped: the log's own mark
+            await self._mongo.changes.update_one({"_id": _MARK}, raised, upsert=True)
+        return now
+
+    async def page(self, scope: Scope, query: LogQuery, *, after: str | None, limit: int) -> LogPage:
+        """Up to `limit` entries after a position (from the oldest kept on when None).
+
+        Raises FeedGap when entries after the position were removed by age; Unavailable.
+        """
+        with unavailable_when_failing(self._seconds):
+            mark = await self._mark() or {"complete_to": position((0, 0))}
+            _require_kept(after, mark)
+            complete_to = time_of(mark["complete_to"])
+            span = {"$gt": after or "", "$lt": position(complete_to)[:16] + _AFTER_ALL}
+            wanted = scope.filter({**query.document(), "position": span})
+            found = await self._mongo.changes.find(wanted).sort("position", 1).limit(limit + 1).to_list()
+        return LogPage([Entry.of(document) for document in found[:limit]], len(found) > limit, complete_to)
+
+    async def sweep(self) -> int:
+        """Remove the entries that are older than the log is kept; how many. Safe on all replicas at once."""
+        oldest = self._clock.now() - self._kept
+        kept_from = position((int(oldest.timestamp()), 0))
+        with pymongo.timeout(self._seconds):
+            # unscoped: the log's own mark
+            await self._mongo.changes.update_one({"_id": _MARK}, {"$max": {"kept_from": kept_from}})
+        removed = 0
+        while batch := await self._oldest_before(kept_from):
+            with pymongo.timeout(self._seconds):
+                # unscoped: age is the same in every tenant
+                removed += (await self._mongo.changes.delete_many({"_id": {"$in": batch}})).deleted_count
+        return removed
+
+    async def _oldest_before(self, place: str) -> list[str]:
+        with pymongo.timeout(self._seconds):
+            # unscoped: age is the same in every tenant
+            found = self._mongo.changes.find({"position": {"$lt": place}}, {"_id": 1}).sort("position", 1)
+            return [document["_id"] for document in await found.limit(_SWEPT_AT_ONCE).to_list()]
+
+    async def _mark(self) -> Mapping[str, Any] | None:
+        with pymongo.timeout(self._seconds):
+            # unscoped: the log's own mark
+            return await self._mongo.changes.find_one({"_id": _MARK})
+
+    async def _changed_since(self, instant: datetime | None) -> AsyncIterator[list[AgentRecord]]:
+        query = {} if instant is None else {"last.at": {"$gte": instant}}
+        fields = dict.fromkeys(("tenant", "version", "owner", "pool", "state", "branch", "branches", "detached"), 1)
+        # unscoped: a hole is a hole in every tenant
+        found = self._mongo.agents.find(query, fields).batch_size(_STOCK_BATCH)
+        batch: list[AgentRecord] = []
+        async for document in found:
+            batch.append(AgentRecord.of(document))
+            if len(batch) == _STOCK_BATCH:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    def _gap(self, record: AgentRecord, now: Time) -> Entry:
+        return Entry(
+            tenant=record.tenant,
+            agent=record.name_in_tenant,
+            version=record.version,
+            position=position(now, record.version, record.name_in_tenant),
+            at=self._clock.now(),
+            kinds=(GAP,),
+            by="holdfast",
+            owner=record.owner,
+            pool=record.pool,
+            snapshot=snapshot_of(record)[1],
+        )
+
+
+def _upsert(entry: Entry) -> UpdateOne:
+    return UpdateOne({"_id": entry.id}, {"$setOnInsert": entry.document()}, upsert=True)
+
+
+def _require_kept(after: str | None, mark: Mapping[str, Any]) -> None:
+    if after is not None and after < mark.get("kept_from", ""):
+        raise FeedGap("Entries after this cursor were removed by age: begin without a cursor, at the oldest kept.")

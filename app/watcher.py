@@ -1,0 +1,234 @@
+"""The watcher: one change stream per replica, told to the cache, the feed and the scribe. It writes heartbeats only.
+
+Guarantees: events are told in commit order; after a break the stream goes on where it was, so nothing is missed; when
+the database no longer has what was missed, every feed is told that there is a gap. A stream that ends, fails, or
+brings nothing for 3 s is closed and opened anew, and until then nothing is answered from memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import pymongo
+from bson.raw_bson import RawBSONDocument
+from pymongo.asynchronous.change_stream import AsyncChangeStream
+from pymongo.errors import OperationFailure, PyMongoError
+
+from app.backoff import Backoff
+from app.cache import Cache
+from app.changelog import ChangeLog
+from app.clock import Clock
+from app.feed import Feed, Item, log_topic
+from app.mongo import Mongo, decoded
+from app.scribe import Scribe
+from app.telemetry import Metrics, get_logger
+from app.tracing import Tracing
+from models.entry import Entry, entries_of, position
+from models.event import Event, Time
+from models.news import news_of
+
+SILENT_SECONDS = 3.0
+"""How long the stream may bring nothing, not even a heartbeat of our own."""
+
+BEAT_SECONDS = 0.3
+OPEN_SECONDS = 10.0
+_START_SECONDS = 5.0
+_ENTRY_BYTES = 300
+_BEATS_REMEMBERED = 64
+_HISTORY_LOST = frozenset({136, 260, 280, 286, 10334})
+"""CappedPositionLost, InvalidResumeToken, ChangeStreamFatalError, ChangeStreamHistoryLost, an event over 16 MiB."""
+
+_log = get_logger(__name__)
+
+
+class StreamEnded(Exception):
+    """The change stream is over, or as good as that; the message says why."""
+
+
+class Watcher:
+    """Owned by the runtime: `start`, `healthy`, `stop`."""
+
+    def __init__(
+        self,
+        mongo: Mongo,
+        cache: Cache,
+        feed: Feed,
+        changes: ChangeLog,
+        scribe: Scribe,
+        clock: Clock,
+        metrics: Metrics,
+        tracing: Tracing,
+    ) -> None:
+        self._mongo = mongo
+        self._cache = cache
+        self._feed = feed
+        self._changes = changes
+        self._scribe = scribe
+        self._clock = clock
+        self._metrics = metrics
+        self._tracing = tracing
+        self._id = clock.new_id()
+        self._token: Mapping[str, Any] | None = None
+        self._nonce = 0
+        self._sent: dict[int, float] = {}
+        self._beaten = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Open the stream; wait a little for its first heartbeat, so that a replica that answers is ready."""
+        self._scribe.start()
+        self._tasks = [asyncio.create_task(self._supervise()), asyncio.create_task(self._beat())]
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                await self._beaten.wait()
+        except TimeoutError:
+            _log.warning("the change stream is not open yet")
+
+    async def stop(self) -> None:
+        """Close the stream, then let the scribe write what it brought."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._scribe.stop()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the stream is open and has lately brought a heartbeat of ours back."""
+        alive = self._scribe.healthy and not any(task.done() for task in self._tasks)
+        return alive and self._cache.age() is not None
+
+    async def _supervise(self) -> None:
+        """Follow the stream for ever; after each end open it anew, sooner at first than later."""
+        backoff = Backoff(1.0)
+        while True:
+            try:
+                await self._follow(backoff)
+            except (PyMongoError, StreamEnded, TimeoutError) as error:
+                reason = str(error) if isinstance(error, StreamEnded) else type(error).__name__
+                if isinstance(error, OperationFailure) and error.code in _HISTORY_LOST:
+                    self._lose()
+                _log.warning("change stream closed", reason=reason)
+            except Exception:  # noqa: BLE001 - the top of the loop: logged, counted, and the replica is not ready
+                _log.exception("change stream closed by a failure of its own")
+            finally:
+                self._cache.closed()
+            self._metrics.stream_closed.inc()
+            await backoff.pause()
+
+    async def _follow(self, backoff: Backoff) -> None:
+        """Open the stream and tell what it brings, until it ends. Raises StreamEnded, or what ended it."""
+        stream = await self._open()
+        async with stream:
+            self._cache.opened()
+            backoff.reset()
+            while stream.alive:
+                async with asyncio.timeout(SILENT_SECONDS):
+                    change = await stream.try_next()
+                if change is not None:
+                    self._tell(decoded(change.raw), len(change.raw))
+                self._token = stream.resume_token
+                if self._scribe.full:
+                    await self._scribe.room()
+        raise StreamEnded("the database ended it")
+
+    async def _open(self) -> AsyncChangeStream[RawBSONDocument]:
+        """The stream from where we were; else from where the change log is; else from now, with a gap in the log."""
+        with pymongo.timeout(OPEN_SECONDS):
+            if self._token is not None:
+                return await self._mongo.watch(self._id, after=self._token)
+            since = await self._changes.start()
+            try:
+                stream = await self._mongo.watch(self._id, since=since)
+            except OperationFailure as error:
+                if error.code not in _HISTORY_LOST:
+                    raise
+                since = await self._changes.record_gap()
+                stream = await self._mongo.watch(self._id, since=since)
+        self._feed.position = max(self._feed.position or "", position(since))
+        return stream
+
+    def _lose(self) -> None:
+        """What happened meanwhile is not to be had any more: readers have to resume, the log starts at its mark."""
+        self._token = None
+        self._feed.gap()
+        self._scribe.lost()
+        self._metrics.stream_lost.inc()
+
+    def _tell(self, change: Mapping[str, Any], size: int) -> None:
+        """One event of the stream, to all who are to know of it."""
+        if "documentKey" not in change:
+            self._lose()
+            raise StreamEnded(f"a collection is gone ({change['operationType']})")
+        time = (change["clusterTime"].time, change["clusterTime"].inc)
+        if change["ns"]["coll"] == self._mongo.beats.name:
+            self._hear_beat(change, time)
+        else:
+            self._hear_agent(change, time, size)
+
+    def _hear_beat(self, change: Mapping[str, Any], time: Time) -> None:
+        told = change.get("fullDocument") or change.get("updateDescription", {}).get("updatedFields", {})
+        sent = self._sent.pop(told.get("nonce"), None)
+        if sent is None:
+            return
+        self._cache.beat(sent, time)
+        self._scribe.reached(time)
+        self._metrics.stream_lag.observe(self._clock.monotonic() - sent)
+        self._beaten.set()
+
+    def _hear_agent(self, change: Mapping[str, Any], time: Time, size: int) -> None:
+        event = _event(change, time)
+        if event is None:
+            self._cache.vanished(change["documentKey"]["_id"])
+            return
+        self._cache.heard(event)
+        entries = entries_of(event)
+        for entry in entries:
+            with self._tracing.told(entry.trace, entry.agent, entry.version):
+                pass
+        self._tell_readers(event, entries, size)
+        self._scribe.add(entries, time)
+        self._metrics.events.inc()
+
+    def _tell_readers(self, event: Event, entries: list[Entry], size: int) -> None:
+        topic = log_topic(entries[0].tenant)
+        if self._feed.has(topic):
+            for entry in entries:
+                self._feed.tell(topic, Item(entry, _ENTRY_BYTES))
+        if self._feed.has(event.key):
+            news = news_of(event)
+            for one in news:
+                self._feed.tell(event.key, Item(one, size // len(news)))
+        self._feed.position = max(self._feed.position or "", entries[-1].position)
+
+    async def _beat(self) -> None:
+        """Write a heartbeat every `BEAT_SECONDS`, and remember when it was sent."""
+        while True:
+            self._nonce += 1
+            self._sent[self._nonce] = self._clock.monotonic()
+            self._sent.pop(self._nonce - _BEATS_REMEMBERED, None)
+            try:
+                await self._write_beat()
+            except PyMongoError as error:
+                _log.debug("heartbeat failed", error=type(error).__name__)
+            await asyncio.sleep(BEAT_SECONDS)
+
+    async def _write_beat(self) -> None:
+        with pymongo.timeout(SILENT_SECONDS):
+            # unscoped: a replica serves all tenants
+            await self._mongo.beats.update_one(
+                {"_id": self._id}, {"$set": {"nonce": self._nonce, "at": self._clock.now()}}, upsert=True
+            )
+
+
+def _event(change: Mapping[str, Any], time: Time) -> Event | None:
+    """What happened to the agent; None when its document is gone or can't be told."""
+    key = change["documentKey"]["_id"]
+    if change["operationType"] == "update":
+        told = change["updateDescription"]
+        if "last" in told["updatedFields"]:
+            return Event(key, time, told["updatedFields"], told["removedFields"])
+    elif change["operationType"] == "insert" and "last" in change["fullDocument"]:
+        return Event(key, time, change["fullDocument"], whole=True)
+    return None
