@@ -133,9 +133,13 @@ def is_loopback(host: str) -> bool:
 
 def create_replica(settings: Settings, uri: str) -> ASGIApp:
     """The ASGI application of one replica; call it inside the event loop that serves it."""
-    runtime = Runtime(settings, uri)
+    return application_of(Runtime(settings, uri))
+
+
+def application_of(runtime: Runtime) -> ASGIApp:
+    """The HTTP edge over a replica's parts, which starts and stops them with itself."""
     parts = Parts(
-        settings=settings,
+        settings=runtime.settings,
         agents=runtime.agents,
         streams=runtime.streams,
         cache=runtime.cache,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import signal
 import socket
 from collections.abc import Iterator
@@ -11,14 +12,17 @@ from typing import Annotated
 
 import typer
 import uvicorn
+from litestar.types import ASGIApp
 
 from app.cli.console import Failure, database, say
 from app.config import Settings
 from app.mongo import check
-from app.runtime import Runtime, create_replica
+from app.runtime import Runtime, application_of
 from app.telemetry import configure_logging
 
 _BACKLOG = 2048
+_FILES = 65_536
+"""Connections that one replica may hold open, feeds above all, if the system lets it."""
 
 
 def serve(
@@ -33,9 +37,18 @@ def serve(
     settings = Settings().model_copy(update=given)
     configure_logging(settings.log_level, settings.log_format)
     signal.signal(signal.SIGTERM, _end)
+    _allow_many_connections()
     with _listening(settings) as listener, database(settings, watched=True) as uri:
         asyncio.run(_refuse_unfit(settings, uri))
         _run(settings, uri, listener)
+
+
+def _allow_many_connections() -> None:
+    """Raise the soft limit of open files, which is meant for programs with a handful of them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _end(*_: object) -> None:
@@ -69,32 +82,44 @@ async def _refuse_unfit(settings: Settings, uri: str) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Tells people when it is ready."""
+    """Tells people when it is ready, and ends the feeds first: it would wait for them to end by themselves."""
 
-    def __init__(self, config: uvicorn.Config, database: str) -> None:
+    def __init__(self, settings: Settings, uri: str) -> None:
+        self._settings = settings
+        self._uri = uri
+        self._runtime: Runtime | None = None
+        config = uvicorn.Config(
+            self._application,
+            factory=True,
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=int(settings.shutdown_seconds),
+        )
         super().__init__(config)
-        self._database = database
+
+    def _application(self) -> ASGIApp:
+        self._runtime = Runtime(self._settings, self._uri)
+        return application_of(self._runtime)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started and sockets:
             host, port = sockets[0].getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
-            say(f"serving http://{shown}:{port} ({self._database}; Ctrl-C stops)")
+            where = "MONGODB_URI" if self._settings.mongodb_uri else f"embedded database in {self._settings.data}"
+            say(f"serving http://{shown}:{port} ({where}; Ctrl-C stops)")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._runtime is not None:
+            self._runtime.feed.stop()
+        await super().shutdown(sockets)
 
 
 def _run(settings: Settings, uri: str, listener: socket.socket) -> None:
-    config = uvicorn.Config(
-        lambda: create_replica(settings, uri),
-        factory=True,
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=int(settings.shutdown_seconds),
-    )
-    server = _Server(config, "MONGODB_URI" if settings.mongodb_uri else f"embedded database in {settings.data}")
+    server = _Server(settings, uri)
     server.run(sockets=[listener])
     if not server.started:
         raise Failure("The replica did not start; the log above says why.")
