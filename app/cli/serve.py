@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import resource
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -19,6 +19,9 @@ from app.config import Settings
 from app.mongo import check
 from app.runtime import Runtime, application_of
 from app.telemetry import configure_logging
+
+if sys.platform != "win32":
+    import resource
 
 _BACKLOG = 2048
 _FILES = 65_536
@@ -45,6 +48,8 @@ def serve(
 
 def _allow_many_connections() -> None:
     """Raise the soft limit of open files, which is meant for programs with a handful of them."""
+    if sys.platform == "win32":
+        return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
