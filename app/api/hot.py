@@ -143,7 +143,7 @@ class HotRead:
         held = entry.shown
         if isinstance(held, Shown) and held.version == entry.record.version:
             return held
-        shown = _show(entry, held if isinstance(held, Shown) else None)
+        shown = show(entry, held if isinstance(held, Shown) else None)
         self._cache.show(entry, shown, len(shown.body))
         return shown
 
@@ -165,7 +165,7 @@ def _is_one_tag(condition: bytes) -> bool:
     return condition[:1] == b'"' and condition[-1:] == b'"' and b"," not in condition
 
 
-def _show(entry: Entry, held: Shown | None) -> Shown:
+def show(entry: Entry, held: Shown | None) -> Shown:
     """The answer at the copy's version; of steps that the held one has already, the encoded form is taken over."""
     record = entry.record
     path = record.path()
