@@ -13,8 +13,9 @@ from statistics import median
 from app.runtime import Runtime
 from models.agent import AgentRecord
 from scripts.bench.http_client import connected
-from scripts.bench.lab import Lab, Replica, cpu_seconds
+from scripts.bench.lab import Lab
 from scripts.bench.material import make_agent
+from scripts.bench.processes import Server, cpu_seconds
 from scripts.bench.report import Bound, Finding, Row, compared
 from scripts.bench.rounds import Variant, take_turns
 from scripts.bench.scale import Scale
@@ -56,7 +57,7 @@ class Crowd:
 class Processors:
     """Processor time per append, of this process and of the replica's."""
 
-    def __init__(self, replica: Replica) -> None:
+    def __init__(self, replica: Server) -> None:
         self._replica = replica
         self._own: list[float] = []
         self._served: list[float] = []
@@ -98,9 +99,7 @@ async def run(lab: Lab, scale: Scale) -> Finding:
     return Finding(NAME, _ABOUT, rows)
 
 
-async def _compare(
-    runtime: Runtime, replica: Replica, ways: Mapping[str, Way], crowd: Crowd, scale: Scale
-) -> list[Row]:
+async def _compare(runtime: Runtime, replica: Server, ways: Mapping[str, Way], crowd: Crowd, scale: Scale) -> list[Row]:
     processors = {name: Processors(replica) for name in ways}
     variants = [_variant(runtime, name, way, crowd, processors[name]) for name, way in ways.items()]
     figures = await take_turns(variants, scale.rounds)

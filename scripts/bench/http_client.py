@@ -9,12 +9,36 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from scripts.bench.http_answers import Answer, Answers
+
 _END_OF_HEAD = b"\r\n\r\n"
-_LENGTH = b"content-length:"
 
 
 class UnexpectedAnswer(Exception):
     """The service answered with another status than the benchmark counts on."""
+
+
+class _Line(Answers):
+    """A connection with at most one request under way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open = True
+        self._waiting: asyncio.Future[Answer] | None = None
+
+    def ask(self, request: bytes) -> asyncio.Future[Answer]:
+        self._waiting = asyncio.get_running_loop().create_future()
+        self.transport.write(request)
+        return self._waiting
+
+    def answered(self, answer: Answer) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(answer)
+
+    def lost(self, error: Exception) -> None:
+        self.open = False
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_exception(error)
 
 
 class Connection:
@@ -22,29 +46,29 @@ class Connection:
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._socket: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._line: _Line | None = None
 
     async def send(self, request: bytes, *, expect: int) -> bytes:
         """The body of the answer. Raises UnexpectedAnswer, which quotes it, for another status."""
-        reader, writer = await self._open()
-        writer.write(request)
-        head = await reader.readuntil(_END_OF_HEAD)
-        body = await reader.readexactly(_content_length(head))
-        status = int(head[9:12])
-        if status != expect:
-            raise UnexpectedAnswer(f"{status} instead of {expect}: {body[:300].decode(errors='replace')}")
-        return body
+        return (await self.ask(request, expect=(expect,))).body
 
-    async def close(self) -> None:
-        if self._socket is not None:
-            self._socket[1].close()
-            self._socket = None
+    async def ask(self, request: bytes, *, expect: tuple[int, ...] = (200, 201)) -> Answer:
+        """The answer. Raises UnexpectedAnswer, which quotes it, for another status than the expected ones."""
+        answer = await (await self._open()).ask(request)
+        if answer.status not in expect:
+            told = answer.body[:300].decode(errors="replace")
+            raise UnexpectedAnswer(f"{answer.status} instead of {expect}: {told}")
+        return answer
 
-    async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        if self._socket is None or self._socket[0].at_eof():
-            await self.close()
-            self._socket = await asyncio.open_connection("127.0.0.1", self._port)
-        return self._socket
+    def close(self) -> None:
+        if self._line is not None:
+            self._line.transport.close()
+            self._line = None
+
+    async def _open(self) -> _Line:
+        if self._line is None or not self._line.open:
+            _, self._line = await asyncio.get_running_loop().create_connection(_Line, "127.0.0.1", self._port)
+        return self._line
 
 
 @asynccontextmanager
@@ -54,20 +78,19 @@ async def connected(port: int) -> AsyncIterator[Connection]:
     try:
         yield connection
     finally:
-        await connection.close()
+        connection.close()
 
 
 def post(path: str, body: bytes) -> bytes:
     """A POST of JSON, as it goes over the wire."""
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-    return head.encode() + _END_OF_HEAD + body
+    return _request("POST", path, {"Content-Type": "application/json", "Content-Length": str(len(body))}) + body
 
 
-def get(path: str) -> bytes:
-    """A GET, as it goes over the wire."""
-    return f"GET {path} HTTP/1.1\r\nHost: localhost".encode() + _END_OF_HEAD
+def get(path: str, **headers: str) -> bytes:
+    """A GET, as it goes over the wire; of a header's name `_` stands for `-`."""
+    return _request("GET", path, {name.replace("_", "-"): value for name, value in headers.items()})
 
 
-def _content_length(head: bytes) -> int:
-    start = head.lower().find(_LENGTH)
-    return int(head[start + len(_LENGTH) : head.find(b"\r\n", start)]) if start >= 0 else 0
+def _request(method: str, path: str, headers: dict[str, str]) -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", "Host: localhost", *(f"{name}: {value}" for name, value in headers.items())]
+    return "\r\n".join(lines).encode() + _END_OF_HEAD

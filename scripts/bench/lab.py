@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import math
-import os
-import socket
-import sys
 import tempfile
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -23,19 +18,10 @@ from app.mongo import Collection, open_client
 from app.mongod import EmbeddedServer
 from app.runtime import Runtime, running
 from models.agent import Agent
-from scripts.bench.http_client import UnexpectedAnswer, connected, get
+from scripts.bench.processes import Server, free_port, serving
 
-_SERVE = "from app.cli import main; main()"
-_STARTING_SECONDS = 30.0
-_STOPPING_SECONDS = 15.0
-
-
-@dataclass(frozen=True)
-class Replica:
-    """A running `holdfast serve`."""
-
-    port: int
-    pid: int
+_SERVE = ("-c", "from app.cli import main; main()", "serve", "--host", "127.0.0.1", "--port")
+_BARE = ("-m", "scripts.bench.bare")
 
 
 @dataclass(frozen=True)
@@ -47,11 +33,15 @@ class Lab:
     folder: Path
     server: str
 
+    @property
+    def settings(self) -> Settings:
+        """The defaults, on this lab's database."""
+        return Settings(mongodb_uri=self.uri, mongodb_database=self.database, data=self.folder)
+
     @asynccontextmanager
     async def runtime(self, **changed: int) -> AsyncIterator[Runtime]:
         """A replica's parts in this process; default settings but for those that are given."""
-        settings = Settings(mongodb_uri=self.uri, mongodb_database=self.database, data=self.folder)
-        async with running(settings.model_copy(update=changed), self.uri) as runtime:
+        async with running(self.settings.model_copy(update=changed), self.uri) as runtime:
             yield runtime
 
     @asynccontextmanager
@@ -61,23 +51,28 @@ class Lab:
             yield client[self.database][Agent.Settings.name]
 
     @asynccontextmanager
-    async def replica(self) -> AsyncIterator[Replica]:
-        """A replica as its own process, default settings, its log in the folder."""
-        port = _free_port()
+    async def replica(self, **changed: int) -> AsyncIterator[Server]:
+        """A replica as its own process, its log in the folder; default settings but for those that are given."""
+        port = free_port()
         here = {"MONGODB_URI": self.uri, "MONGODB_DATABASE": self.database, "HOLDFAST_DATA": str(self.folder)}
-        with (self.folder / f"replica-{port}.log").open("wb") as log:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-c", _SERVE, "serve", "--host", "127.0.0.1", "--port", str(port)),
-                env={**os.environ, **here},
-                cwd=Path(__file__).parents[2],
-                stdout=log,
-                stderr=log,
-            )
-        try:
-            await _until_ready(port, process)
-            yield Replica(port, process.pid)
-        finally:
-            await _stop(process)
+        given = {f"HOLDFAST_{name.upper()}": str(value) for name, value in changed.items()}
+        log = self.folder / f"replica-{port}.log"
+        async with serving(port, (*_SERVE, str(port)), log, {**here, **given}) as server:
+            yield server
+
+    @asynccontextmanager
+    async def bare(self, sizes: Sequence[int]) -> AsyncIterator[Server]:
+        """The bare application of `scripts.bench.bare` as its own process, with answers of these sizes."""
+        port = free_port()
+        arguments = (*_BARE, str(port), *map(str, sizes))
+        async with serving(port, arguments, self.folder / f"bare-{port}.log") as server:
+            yield server
+
+    @asynccontextmanager
+    async def elsewhere(self) -> AsyncIterator[Lab]:
+        """The same with another database, for what would change this one for good."""
+        async with _database(self.uri) as database:
+            yield replace(self, database=database)
 
 
 @asynccontextmanager
@@ -86,21 +81,21 @@ async def laboratory(uri: str | None) -> AsyncIterator[Lab]:
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="holdfast-bench-")))
         address = uri if uri is not None else await stack.enter_async_context(_embedded(folder))
-        database = f"holdfast_bench_{uuid4().hex[:12]}"
-        client = open_client(address)
-        stack.push_async_callback(client.close)
-        stack.push_async_callback(client.drop_database, database)
-        server = (await client.server_info())["version"]
+        database = await stack.enter_async_context(_database(address))
+        async with open_client(address) as client:
+            server = (await client.server_info())["version"]
         yield Lab(address, database, folder, server)
 
 
-def cpu_seconds(pid: int) -> float:
-    """Processor time that a process has used; not a number where the system does not tell it (outside Linux)."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return math.nan
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+@asynccontextmanager
+async def _database(uri: str) -> AsyncIterator[str]:
+    """The name of a database that is dropped in the end."""
+    name = f"holdfast_bench_{uuid4().hex[:12]}"
+    async with open_client(uri) as client:
+        try:
+            yield name
+        finally:
+            await client.drop_database(name)
 
 
 @asynccontextmanager
@@ -110,32 +105,3 @@ async def _embedded(folder: Path) -> AsyncIterator[str]:
         yield await asyncio.to_thread(server.start)
     finally:
         await asyncio.to_thread(server.stop)
-
-
-async def _until_ready(port: int, process: asyncio.subprocess.Process) -> None:
-    until = time.monotonic() + _STARTING_SECONDS
-    while time.monotonic() < until and process.returncode is None:
-        try:
-            async with connected(port) as connection:
-                await connection.send(get("/health/ready"), expect=200)
-                return
-        except (OSError, asyncio.IncompleteReadError, UnexpectedAnswer):
-            await asyncio.sleep(0.1)
-    raise RuntimeError("The replica did not become ready.")
-
-
-async def _stop(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        process.terminate()
-    try:
-        await asyncio.wait_for(process.wait(), _STOPPING_SECONDS)
-    except TimeoutError:
-        process.kill()
-        await process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -13,6 +13,9 @@ _PROSE = (
     "version that was there yesterday, run the tests of the module that imports it, and look at the trace again. "
 )
 _BATCH = 100
+SHORT_STEPS = 15
+LONG_STEPS = 415
+"""Agents whose JSON takes about 18 KB and 500 KB."""
 
 GIVEN: dict[str, Any] = {
     "role": "agent",

@@ -31,13 +31,13 @@ NOT_CLAIMED = (
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """What a ratio is expected to be."""
+    """What a ratio is expected to be; or a figure, in a row without a ratio."""
 
     sign: str
     value: float
 
-    def holds(self, ratio: float) -> bool:
-        return ratio >= self.value if self.sign == "≥" else ratio <= self.value
+    def holds(self, found: float) -> bool:
+        return found >= self.value if self.sign == "≥" else found <= self.value
 
     def __str__(self) -> str:
         return f"{self.sign} {self.value:.2f}"
@@ -58,8 +58,8 @@ class Row:
 
     @property
     def met(self) -> bool | None:
-        """Whether the ratio is as expected; None when nothing is."""
-        return None if self.ratio is None or self.expected is None else self.expected.holds(self.ratio.median)
+        """Whether the ratio (without one, the figure) is as expected; None when nothing is."""
+        return None if self.expected is None else self.expected.holds((self.ratio or self.figure).median)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,8 @@ def _table(finding: Finding) -> Table:
 
 def _cells(row: Row, *, shown: bool) -> tuple[str, ...]:
     ratio, middle = ("", "") if row.ratio is None else (f"{row.ratio.median:.2f}×", _middle(row.ratio))
-    verdict = "" if row.met is None else f"{row.expected} {'✓' if row.met else '✗'}"
+    unit = "" if row.ratio else f" {row.unit}"
+    verdict = "" if row.met is None else f"{row.expected}{unit} {'✓' if row.met else '✗'}"
     return (
         row.case if shown else "",
         row.variant,

@@ -14,7 +14,17 @@ class Scale:
     """One after another, of one client."""
     calls_each: int
     """Of each of many clients."""
+    reads: int
+    """Of all clients together, where processor time is counted: the system counts it in hundredths of a second."""
+    seconds: int
+    """Of a schedule that waits for nobody."""
+    events: int
+    """Replayed one after another."""
+    agents: int
+    """Kept in memory at once."""
+    readers: int
+    """Of feeds, at once."""
 
 
-FULL = Scale(rounds=11, calls=40, calls_each=20)
-QUICK = Scale(rounds=3, calls=10, calls_each=5)
+FULL = Scale(rounds=11, calls=40, calls_each=20, reads=8_000, seconds=5, events=500, agents=2_000, readers=1_000)
+QUICK = Scale(rounds=3, calls=10, calls_each=5, reads=1_600, seconds=2, events=100, agents=200, readers=100)
