@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import sys
@@ -114,16 +115,20 @@ class Database:
 class Replica:
     """One replica of the service over a database: a process of its own, on a port that stays the same over restarts.
 
-    It is forked from a process that has the program's modules loaded, so that restarting it is cheap.
+    It is forked from a process that has the program's modules loaded, so that restarting it is cheap. What `prepare`
+    does (it is pickled) happens in that process before it serves, after each start.
     """
 
-    def __init__(self, folder: Path, uri: str, name: str, **settings: object) -> None:
+    def __init__(
+        self, folder: Path, uri: str, name: str, prepare: Callable[[], object] | None = None, **settings: object
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.name = name
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = folder / f"{name}.log"
         self._child: ForkServerProcess | None = None
+        self._prepare = prepare
         self._env = {
             "MONGODB_URI": uri,
             "HOLDFAST_DATA": str(folder / "data"),
@@ -133,7 +138,7 @@ class Replica:
 
     def start(self) -> Replica:
         """Start the process; `wait_ready` waits for it."""
-        self._child = _warm.Process(target=_serve, args=(self.port, self._env, self._log), name=self.name)
+        self._child = _warm.Process(target=_serve, args=(self.port, self._env, self._log, self._prepare))
         self._child.start()
         return self
 
@@ -153,6 +158,29 @@ class Replica:
             self._child.terminate()
             self._child.join(20)
             self.kill9()
+
+    def terminate(self) -> None:
+        """Ask it to end, as an orchestrator does; `ended` waits for it."""
+        assert self._child is not None, "the replica was never started"
+        self._child.terminate()
+
+    def ended(self, seconds: float) -> int:
+        """Wait until the process is over; its exit code."""
+        child = self._child
+        assert child is not None, "the replica was never started"
+        wait_until(lambda: not child.is_alive(), seconds, f"replica {self.name} to end")
+        return int(child.exitcode or 0)
+
+    def resident_bytes(self) -> int:
+        """What the process holds in memory (Linux)."""
+        assert self._child is not None, "the replica was never started"
+        pages = int(Path(f"/proc/{self._child.pid}/statm").read_text().split()[1])
+        return pages * resource.getpagesize()
+
+    def metric(self, name: str) -> float:
+        """The value that /metrics tells, of a metric without labels."""
+        lines = httpx.get(f"{self.url}/metrics", timeout=10).text.splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
 
     def wait_ready(self, seconds: float = START_SECONDS) -> Replica:
         """Wait until /health/ready answers 200."""
@@ -177,12 +205,14 @@ class Replica:
         return httpx.AsyncClient(base_url=self.url, timeout=seconds, limits=limits)
 
 
-def _serve(port: int, env: Mapping[str, str], log: Path) -> None:
+def _serve(port: int, env: Mapping[str, str], log: Path, prepare: Callable[[], object] | None) -> None:
     """What a replica's process runs, with its output in a file."""
     with log.open("ab", buffering=0) as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
     os.environ.update(env)
+    if prepare is not None:
+        prepare()
     if find_spec("app.cli") is None:
         asyncio.run(_serve_plainly(port))
     else:
@@ -198,13 +228,16 @@ async def _serve_plainly(port: int) -> None:
 
 
 @contextmanager
-def deployment(folder: Path, *names: str, **settings: object) -> Iterator[tuple[Database, list[Replica]]]:
-    """A database and replicas over it, ready; all gone in the end."""
+def deployment(
+    folder: Path, *names: str, prepare: Mapping[str, Callable[[], object]] | None = None, **settings: object
+) -> Iterator[tuple[Database, list[Replica]]]:
+    """A database and replicas over it, ready; all gone in the end. `prepare` by a replica's name, see `Replica`."""
+    prepared = prepare or {}
     database = Database(folder / "data")
     replicas: list[Replica] = []
     try:
         database.start()
-        replicas = [Replica(folder, database.uri, name, **settings).start() for name in names]
+        replicas = [Replica(folder, database.uri, name, prepared.get(name), **settings).start() for name in names]
         for replica in replicas:
             replica.wait_ready()
         yield database, replicas

@@ -6,6 +6,7 @@ GET is: as GET would be, without the body.
 
 from __future__ import annotations
 
+import itertools
 import re
 import secrets
 import time
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     )
 
 _REQUEST_ID = re.compile(r"\A[\x21-\x7e]{1,128}\Z")
+_PROCESS = secrets.token_hex(10)
+_NUMBERS = itertools.count(1)
 _PROBES = ("/health/live", "/health/ready")
 ACCESS_LOG = "holdfast.access"
 _log = get_logger(ACCESS_LOG)
@@ -133,7 +136,7 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 
 def request_id(sent: str) -> str:
     """The id that the caller gave the request, when it is one; else a new one."""
-    return sent if _REQUEST_ID.match(sent) else secrets.token_hex(16)
+    return sent if _REQUEST_ID.match(sent) else f"{_PROCESS}{next(_NUMBERS):012x}"
 
 
 def _echoed(headers: Headers) -> dict[str, str]:

@@ -148,7 +148,27 @@ async def serving(settings: Settings, uri: str, token: str | None = None) -> Asy
 
 def _http(app: Any, token: str | None) -> httpx.AsyncClient:
     headers = {} if token is None else bearer(token)
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=HOST, headers=headers, timeout=30)
+    transport = httpx.ASGITransport(_leaving_streams(app))
+    return httpx.AsyncClient(transport=transport, base_url=HOST, headers=headers, timeout=30)
+
+
+def _leaving_streams(app: Any) -> Any:
+    """The application to a client that hangs up as soon as a stream begins: httpx would wait for its end."""
+
+    async def left(scope: Json, receive: Any, send: Any) -> None:
+        begun = asyncio.Event()
+
+        async def heard() -> Json:
+            return {"type": "http.disconnect"} if begun.is_set() else await receive()
+
+        async def told(message: Json) -> None:
+            if (b"content-type", b"text/event-stream; charset=utf-8") in message.get("headers", ()):
+                begun.set()
+            await send(message)
+
+        await app(scope, heard, told)
+
+    return left
 
 
 def bearer(token: str) -> dict[str, str]:

@@ -21,6 +21,7 @@ from app.lanes import Committed, Once
 from app.mongo import Mongo, open_client
 from app.store import Store
 from app.telemetry import Metrics
+from app.tracing import Tracing
 from models.agent import AgentRecord, create, delete
 from models.change import OP_SLOTS, Change, Stamp
 from models.commit import Guard, Reply
@@ -33,6 +34,7 @@ from models.errors import (
     Unavailable,
     VersionConflict,
 )
+from models.event import Event
 from models.profile import patch_profile, patch_settings
 from models.results import put_result
 from models.tenant import ANONYMOUS, Scope
@@ -117,6 +119,16 @@ class Faulty:
         return call
 
 
+class Deaf:
+    """An observer whom nothing that the store tells concerns."""
+
+    def wrote(self, event: Event) -> None:
+        """Nothing."""
+
+    def knows(self, key: str, version: int) -> None:
+        """Nothing."""
+
+
 @dataclass
 class Bench:
     """A store with a writing and a reading collection that can be made to fail, and the database behind them."""
@@ -166,7 +178,7 @@ async def _bench(uri: str, database: str, chosen: dict[str, Any]) -> AsyncIterat
     reads = Faulty(mongo.agents_raw, "find_one")
     metrics = Metrics()
     faulty: Any = {"agents": writes, "agents_raw": reads}
-    store = Store(replace(mongo, **faulty), settings, SystemClock(), metrics)
+    store = Store(replace(mongo, **faulty), settings, SystemClock(), metrics, Tracing(None), Deaf())
     try:
         yield Bench(store, mongo, metrics, writes, reads)
     finally:
@@ -539,7 +551,7 @@ async def test_requests_that_wait_are_folded_into_one_update(bench: Bench) -> No
     assert {key: stored.last[key] for key in ("from", "v", "kinds")} == {
         "from": 2,
         "v": 5,
-        "kinds": ["settings", "steps", "head", "agent"],
+        "kinds": ["settings", "step", "head", "agent"],
     }
     assert set(stored.ops) == {"1", "2", "5"}
     assert bench.count("folded_requests") == 2
@@ -555,9 +567,9 @@ async def test_folded_update_whose_answer_was_lost_is_settled_as_one(bench: Benc
 async def test_folding_never_mixes_callers(bench: Bench) -> None:
     """Requests of different callers go one after another, so that each envelope names the one who wrote."""
     ann, ben = replace(ANONYMOUS, by="ann"), replace(ANONYMOUS, by="ben")
-    moves = [setting("a"), setting("b"), setting("c"), setting("d")]
+    moves = [appending(step) for step in "abcd"]
     await _behind_a_gate(bench, moves, scopes=[ann, ann, ben, ann])
-    writers = [write._doc["$set"]["last"] for flight in bench.writes.sent for write in flight]
+    writers = envelopes(bench)
     assert [(last["by"], last["v"] - last["from"]) for last in writers] == [
         ("anonymous", 1),
         ("ann", 2),
@@ -568,20 +580,26 @@ async def test_folding_never_mixes_callers(bench: Bench) -> None:
 
 async def test_keyed_request_is_not_folded(bench: Bench) -> None:
     """A request with an Idempotency-Key goes alone, also between others that wait."""
-    moves = [setting("a"), setting("b"), setting("c")]
+    moves = [appending(step) for step in "abc"]
     await _behind_a_gate(bench, moves, keys={1: once("key")})
-    writers = [write._doc["$set"]["last"] for flight in bench.writes.sent for write in flight]
+    writers = envelopes(bench)
     assert [last["v"] - last["from"] for last in writers] == [1, 1, 1, 1]
 
 
 async def test_fold_is_bounded_in_bytes_and_requests(bench: Bench) -> None:
     """What does not fit into an update goes with the next: about 4 MiB, or `fold_limit` requests."""
     big = "x" * (2 * 1024 * 1024)
-    ends = await _behind_a_gate(bench, [binding(f"k{n}", big) for n in range(4)])
+    ends = await _behind_a_gate(bench, [appending(f"s{n}", content=big) for n in range(4)])
     assert [end.record.version for end in ends if isinstance(end, Committed)] == [3, 4, 5, 6]
-    assert [write._doc["$set"]["last"]["v"] for flight in bench.writes.sent for write in flight] == [2, 4, 6]
-    many = await _behind_a_gate(bench, [setting(f"m{n}") for n in range(40)])
+    assert [last["v"] for last in envelopes(bench)] == [2, 4, 6]
+    many = await _behind_a_gate(bench, [appending(f"m{n}") for n in range(40)])
     assert len({end.record.version for end in many if isinstance(end, Committed)}) == 40
+    assert max(last["v"] - last["from"] for last in envelopes(bench)) == Settings().fold_limit
+
+
+def envelopes(bench: Bench) -> list[dict[str, Any]]:
+    """Those of the updates that were sent."""
+    return [write._doc["$set"]["last"] for flight in bench.writes.sent for write in flight]
 
 
 async def _behind_a_gate(
