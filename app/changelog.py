@@ -29,6 +29,7 @@ _MARK = "mark"
 _AFTER_ALL = "~"
 """Sorts after every digit and letter of a position."""
 _STOCK_BATCH = 500
+_STOCK_FIELDS = ("tenant", "version", "owner", "pool", "state", "branch", "branches", "detached")
 _SWEPT_AT_ONCE = 1_000
 _CLOCKS_APART = timedelta(minutes=10)
 """By how much the clocks of replicas and database may differ where old agents are told from lately changed ones."""
@@ -146,18 +147,18 @@ class ChangeLog:
             return await self._mongo.changes.find_one({"_id": _MARK})
 
     async def _changed_since(self, instant: datetime | None) -> AsyncIterator[list[AgentRecord]]:
-        query = {} if instant is None else {"last.at": {"$gte": instant}}
-        fields = dict.fromkeys(("tenant", "version", "owner", "pool", "state", "branch", "branches", "detached"), 1)
-        # unscoped: a hole is a hole in every tenant
-        found = self._mongo.agents.find(query, fields).batch_size(_STOCK_BATCH)
-        batch: list[AgentRecord] = []
-        async for document in found:
-            batch.append(AgentRecord.of(document))
-            if len(batch) == _STOCK_BATCH:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
+        """Every agent that was changed since then (all of them when None), in batches."""
+        lately = {} if instant is None else {"last.at": {"$gte": instant}}
+        after = ""
+        while True:
+            with pymongo.timeout(self._seconds):
+                # unscoped: a hole is a hole in every tenant
+                found = self._mongo.agents.find({**lately, "_id": {"$gt": after}}, _STOCK_FIELDS).sort("_id", 1)
+                batch = await found.limit(_STOCK_BATCH).to_list()
+            if not batch:
+                return
+            yield [AgentRecord.of(document) for document in batch]
+            after = batch[-1]["_id"]
 
     def _gap(self, record: AgentRecord, now: Time) -> Entry:
         return Entry(

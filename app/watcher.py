@@ -135,19 +135,23 @@ class Watcher:
 
     async def _open(self) -> AsyncChangeStream[RawBSONDocument]:
         """The stream from where we were; else from where the change log is; else from now, with a gap in the log."""
-        with pymongo.timeout(OPEN_SECONDS):
-            if self._token is not None:
-                return await self._mongo.watch(self._id, after=self._token)
-            since = await self._changes.start()
-            try:
-                stream = await self._mongo.watch(self._id, since=since)
-            except OperationFailure as error:
-                if error.code not in _HISTORY_LOST:
-                    raise
-                since = await self._changes.record_gap()
-                stream = await self._mongo.watch(self._id, since=since)
+        if self._token is not None:
+            return await self._watch(after=self._token)
+        since = await self._changes.start()
+        try:
+            stream = await self._watch(since=since)
+        except OperationFailure as error:
+            if error.code not in _HISTORY_LOST:
+                raise
+            _log.error("history lost: the change log gets a gap", since=since)
+            since = await self._changes.record_gap()
+            stream = await self._watch(since=since)
         self._feed.position = max(self._feed.position or "", position(since))
         return stream
+
+    async def _watch(self, **begin: Any) -> AsyncChangeStream[RawBSONDocument]:
+        with pymongo.timeout(OPEN_SECONDS):
+            return await self._mongo.watch(self._id, **begin)
 
     def _lose(self) -> None:
         """What happened meanwhile is not to be had any more: readers have to resume, the log starts at its mark."""

@@ -22,7 +22,9 @@ async def live() -> Answer[shapes.Health]:
 @get("/health/ready", **PUBLIC, tags=["operations"], summary="Whether requests can be served")
 async def ready(state: State) -> Answer[shapes.Health]:
     if not await state.healthy():
-        raise Unavailable("The database does not answer, or there is no writable primary.", retry_after=1)
+        raise Unavailable(
+            "The database does not answer, has no writable primary, or its change stream is silent.", retry_after=1
+        )
     return Answer(encode({"status": "ready"}), media_type=JSON)
 
 
