@@ -103,11 +103,11 @@ class HotRead:
         try:
             token = None if authorization is None else token_of(authorization.decode("latin-1"))
             caller = self._keyring.glance(token)
-            if caller is None or _READERS.isdisjoint(caller.rights):
-                return None
-            entry = self._cache.look(caller.agent_key(agent))
         except HoldfastError:
             return None
+        if caller is None or _READERS.isdisjoint(caller.rights):
+            return None
+        entry = self._cache.look(f"{caller.tenant}:{agent}")  # an id that is none is not in there
         return entry if entry is not None and entry.record.is_visible(caller) else None
 
     def _echoed(self, sent: dict[bytes, bytes]) -> Headers | None:
