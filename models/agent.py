@@ -213,7 +213,8 @@ def delete(record: AgentRecord, stamp: Stamp) -> Change:
     sets = {"version": version, "deleted_at": stamp.now}
     tombstone = AgentRecord(**{**kept, **sets, "id": record.id})
     drops = frozenset(STORED) - set(_OF_A_TOMBSTONE)
-    return Change(tombstone, (DELETED,), sets, drops)
+    whose = {"owner": record.owner, "pool": record.pool}
+    return Change(tombstone, (DELETED,), sets, drops, told=whose)
 
 
 class Agent(AgentRecord, Document):
