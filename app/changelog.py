@@ -108,7 +108,7 @@ class ChangeLog:
         return now
 
     async def page(self, scope: Scope, query: LogQuery, *, after: str | None, limit: int) -> LogPage:
-        """Up to `limit` entries after a position (from the oldest kept on when None).
+        """Up to `limit` entries after a position; when None, from the oldest kept on, leaving what is being removed.
 
         Raises FeedGap when entries after the position were removed by age; Unavailable.
         """
@@ -116,7 +116,7 @@ class ChangeLog:
             mark = await self._mark() or {"complete_to": position((0, 0))}
             _require_kept(after, mark)
             complete_to = time_of(mark["complete_to"])
-            span = {"$gt": after or "", "$lt": position(complete_to)[:16] + _AFTER_ALL}
+            span = {"$gt": after or mark.get("kept_from", ""), "$lt": position(complete_to)[:16] + _AFTER_ALL}
             wanted = scope.filter({**query.document(), "position": span})
             found = await self._mongo.changes.find(wanted).sort("position", 1).limit(limit + 1).to_list()
         return LogPage([Entry.of(document) for document in found[:limit]], len(found) > limit, complete_to)
