@@ -6,6 +6,7 @@ so nothing lies between, and what lies in both is told once.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -28,7 +29,7 @@ from models.tenant import Scope
 _PAGE = 200
 
 Told = Item[News] | Item[Entry] | None
-"""What a stream gives: None when nothing happened for as long as the reader wanted to wait."""
+"""What a stream gives: None each time that as many seconds have passed as its reader chose, however much happens."""
 
 
 class Stream:
@@ -60,7 +61,7 @@ class Streams:
         self._changes = changes
         self._scribe = scribe
 
-    async def of_agent(self, scope: Scope, agent: str, *, since: int | None, idle_seconds: float) -> Stream:
+    async def of_agent(self, scope: Scope, agent: str, *, since: int | None, beat_seconds: float) -> Stream:
         """An agent's feed: the steps since a version (if one is given), where it stands, and all that happens.
 
         Raises NotFound. While iterated it raises FeedGap when the reader is too slow, Over when the replica stops.
@@ -70,10 +71,10 @@ class Streams:
             record = await self._reads.caught_up(scope, agent)
             if since is not None and since > record.version:
                 record = (await self._reads.agent(scope, agent, Freshness(strong=True))).record
-            items = self._agent_items(scope, record, heard, since, idle_seconds)
+            items = self._agent_items(scope, record, heard, since, beat_seconds)
             return Stream(items, heard, stack.pop_all())
 
-    async def of_log(self, scope: Scope, query: LogQuery, *, after: str | None, idle_seconds: float) -> Stream:
+    async def of_log(self, scope: Scope, query: LogQuery, *, after: str | None, beat_seconds: float) -> Stream:
         """The tenant's log as it grows: from after a position, else from now on. Raises and ends as `of_agent`.
 
         Raises FeedGap for a position older than what is kept.
@@ -82,7 +83,7 @@ class Streams:
             heard = stack.enter_context(self._feed.listening(log_topic(scope.tenant), scope.tenant))
             begin = self._feed.position or position((0, 0))
             first = None if after is None else await self._changes.page(scope, query, after=after, limit=_PAGE)
-            items = self._log_items(scope, query, heard, begin, after or begin, first, idle_seconds)
+            items = self._log_items(scope, query, heard, begin, after or begin, first, beat_seconds)
             return Stream(items, heard, stack.pop_all())
 
     async def page_of_log(self, scope: Scope, query: LogQuery, *, after: str | None, limit: int) -> LogPage:
@@ -91,13 +92,12 @@ class Streams:
         return await self._changes.page(scope, query, after=after, limit=limit)
 
     async def _agent_items(
-        self, scope: Scope, record: AgentRecord, heard: Subscription[Any], since: int | None, idle_seconds: float
+        self, scope: Scope, record: AgentRecord, heard: Subscription[Any], since: int | None, beat_seconds: float
     ) -> AsyncIterator[Told]:
         for news in [] if since is None else steps_since(record, since):
             yield Item(news, 0)
         yield Item(News(record.version, (snapshot_of(record),)), 0)
-        while True:
-            item: Item[News] | None = await heard.next(idle_seconds)
+        async for item in _beating(heard, beat_seconds):
             if item is None:
                 yield None
             elif item.value.version > record.version:
@@ -114,14 +114,13 @@ class Streams:
         begin: str,
         after: str,
         page: LogPage | None,
-        idle_seconds: float,
+        beat_seconds: float,
     ) -> AsyncIterator[Told]:
         if page is not None:
             async for entry in self._missed(scope, query, page, begin, after):
                 after = entry.position
                 yield Item(entry, 0)
-        while True:
-            item: Item[Entry] | None = await heard.next(idle_seconds)
+        async for item in _beating(heard, beat_seconds):
             if item is None:
                 yield None
             elif item.value.position > after and query.matches(scope, item.value):
@@ -157,3 +156,15 @@ class Streams:
                 (kind, {**data, "workspace": workspace} if kind == "head" else data) for kind, data in news.told
             )
             item.value = replace(news, told=told, moved_to=None)
+
+
+async def _beating(heard: Subscription[Any], seconds: float) -> AsyncIterator[Item[Any] | None]:
+    """What is heard, with a None every so many seconds, also while much comes that its reader does not want."""
+    loop = asyncio.get_running_loop()
+    due = loop.time() + seconds
+    while True:
+        left = due - loop.time()
+        item = await heard.next(left) if left > 0 else None
+        if item is None:
+            due = loop.time() + seconds
+        yield item

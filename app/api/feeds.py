@@ -82,7 +82,7 @@ class FeedRoutes(Controller):
         ticket: TicketParameter = None,  # noqa: ARG002 - read by the guard
     ) -> EventStream:
         since = _since(last_event_id)
-        stream = await streams.of_agent(caller, agent_id, since=since, idle_seconds=HEARTBEAT_SECONDS)
+        stream = await streams.of_agent(caller, agent_id, since=since, beat_seconds=HEARTBEAT_SECONDS)
         return EventStream(stream, news_frame, _allowed(keyring, caller))
 
     @get("/changes", **FEED, summary="Read the tenant's change log, as pages or live (server-sent events)")
@@ -103,7 +103,7 @@ class FeedRoutes(Controller):
         query = _query(agent, kinds, pool)
         if MEDIA_TYPE in (accept or ""):
             after = _after(last_event_id) or _after(cursor)
-            stream = await streams.of_log(caller, query, after=after, idle_seconds=HEARTBEAT_SECONDS)
+            stream = await streams.of_log(caller, query, after=after, beat_seconds=HEARTBEAT_SECONDS)
             return EventStream(stream, entry_frame, _allowed(keyring, caller))
         found = await streams.page_of_log(caller, query, after=_after(cursor), limit=limit)
         onward = found.entries[-1].position if found.more else None
