@@ -94,6 +94,13 @@ async def keyed(keyed_settings: Settings, mongo_uri: str) -> AsyncIterator[Api]:
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def other_keyed(keyed_settings: Settings, mongo_uri: str) -> AsyncIterator[Api]:
+    """A caller, without a key, of a second replica that asks for one."""
+    async with serving(keyed_settings, mongo_uri) as caller:
+        yield caller
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def new_key(keyed_settings: Settings, mongo_uri: str) -> AsyncIterator[KeyMaker]:
     """Makes keys: `await new_key("acme", "read", "write", owner="ann")` is the token."""
     async with running(keyed_settings, mongo_uri) as runtime:

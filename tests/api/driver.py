@@ -65,8 +65,10 @@ def etag(version: int) -> str:
 class Api:
     """A caller of one replica. `expect` is a status or a problem's slug; left out, any 2xx."""
 
-    def __init__(self, http: httpx.AsyncClient) -> None:
+    def __init__(self, http: httpx.AsyncClient, app: Any) -> None:
         self.http = http
+        self.app = app
+        """The ASGI application behind it, for what httpx can't do."""
 
     async def call(
         self,
@@ -142,14 +144,17 @@ class Handle:
 async def serving(settings: Settings, uri: str, token: str | None = None) -> AsyncIterator[Api]:
     """A replica of its own, from its start to its stop, and a caller of it."""
     app = create_replica(settings, uri)
-    async with _lifespan(app), _http(app, token) as http:
-        yield Api(http)
+    async with lifespan(app), calling(app, token) as api:
+        yield api
 
 
-def _http(app: Any, token: str | None) -> httpx.AsyncClient:
+@asynccontextmanager
+async def calling(app: Any, token: str | None = None) -> AsyncIterator[Api]:
+    """A caller of an application that runs."""
     headers = {} if token is None else bearer(token)
     transport = httpx.ASGITransport(_leaving_streams(app))
-    return httpx.AsyncClient(transport=transport, base_url=HOST, headers=headers, timeout=30)
+    async with httpx.AsyncClient(transport=transport, base_url=HOST, headers=headers, timeout=30) as http:
+        yield Api(http, app)
 
 
 def _leaving_streams(app: Any) -> Any:
@@ -176,7 +181,8 @@ def bearer(token: str) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def _lifespan(app: Any) -> AsyncIterator[None]:
+async def lifespan(app: Any) -> AsyncIterator[None]:
+    """An application from its start to its stop."""
     sent: asyncio.Queue[Json] = asyncio.Queue()
     heard: asyncio.Queue[Json] = asyncio.Queue()
     running = asyncio.create_task(app({"type": "lifespan", "asgi": {"version": "3.0"}}, sent.get, heard.put))

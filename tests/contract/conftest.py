@@ -9,6 +9,8 @@ from tests.api.conftest import (
     new_database,
     new_key,
     open_settings,
+    other_keyed,
+    other_replica,
     pytest_collection_modifyitems,
     tenant,
 )
@@ -22,6 +24,8 @@ __all__ = [
     "new_database",
     "new_key",
     "open_settings",
+    "other_keyed",
+    "other_replica",
     "pytest_collection_modifyitems",
     "tenant",
 ]
