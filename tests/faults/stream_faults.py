@@ -24,12 +24,17 @@ CALM, WILD, DEAD, LATE, LOST, GONE = "calm", "wild", "dead", "late", "lost", "go
 """Orders: no faults; faults at random; no stream at all; all comes `LATE_SECONDS` late; once 286, and what was missed
 is still to be had from the log's mark on; once 286, and it is not."""
 
-BROKEN, ENDED, HUNG, HELD, SLOW, REFUSED = "broken", "ended", "hung", "held back", "read slowly", "refused"
-DEALT = (BROKEN, ENDED, LOST, HUNG, HELD)
-"""Faults that WILD deals at random, each once before any comes again; SLOW reads and REFUSED openings come beside."""
+BROKEN, ENDED, HUNG, HELD, REFUSED = "broken", "ended", "hung", "held back", "refused"
+SLOW, FORGOTTEN = "read slowly", "forgotten"
+DEALT = (BROKEN, ENDED, LOST, HUNG, HELD, LATE)
+"""Faults that WILD deals at random, each once before any comes again. Beside them come REFUSED openings, and for the
+cache SLOW reads of the database and copies that are FORGOTTEN (as when memory is short)."""
 
 LATE_SECONDS = 4.0
 _HANG_SECONDS = 4.0
+_LATENESS = {HELD: (0.1, 2.0), LATE: (2.5, 4.0)}
+"""By how many seconds the events are held back that come within the next few: less, and more, than a read may be."""
+_LATE_FOR_SECONDS = 2.5
 _HISTORY_LOST = 286
 
 
@@ -67,7 +72,7 @@ class Faults:
     def __call__(self) -> None:
         """Put the faults into this process."""
         script = _Script(self)
-        watch, read = Mongo.watch, Store.read
+        watch, read, look = Mongo.watch, Store.read, Cache.look
 
         async def watch_faulty(mongo: Mongo, beats_of: str, **begin: Any) -> _FaultyStream:
             script.refuse()
@@ -78,8 +83,14 @@ class Faults:
             await script.dawdle()
             return record
 
+        def look_forgetfully(cache: Cache, key: str) -> Entry | None:
+            if script.forgets():
+                cache._drop(key)
+            return look(cache, key)
+
         Mongo.watch = watch_faulty
         Store.read = read_slowly
+        Cache.look = look_forgetfully
 
     @property
     def _orders(self) -> Path:
@@ -124,6 +135,13 @@ class _Script:
             self._faults.note(SLOW)
             await asyncio.sleep(self._random.uniform(0.01, 0.6))
 
+    def forgets(self) -> bool:
+        """Whether a copy is to be let go now."""
+        now = self._random.random() < 0.05 and self._faults.told()[1] == WILD
+        if now:
+            self._faults.note(FORGOTTEN)
+        return now
+
     async def strike(self, stream: _FaultyStream) -> None:
         """Let what is due happen to the stream."""
         mark, order = self._faults.told()
@@ -138,7 +156,7 @@ class _Script:
             self._refusals = [_history_lost(), _history_lost()]
             raise _unreachable()
         if order == WILD and time.monotonic() >= self._next_at:
-            self._next_at = time.monotonic() + self._random.uniform(0.3, 1.2)
+            self._next_at = time.monotonic() + self._random.uniform(0.2, 0.8)
             await self._deal(stream)
 
     async def _deal(self, stream: _FaultyStream) -> None:
@@ -155,8 +173,8 @@ class _Script:
         elif kind == HUNG:
             await asyncio.sleep(_HANG_SECONDS)
         else:
-            self._lateness = self._random.uniform(0.1, 3.0)
-            self._late_until = self._next_at = time.monotonic() + 2.0
+            self._lateness = self._random.uniform(*_LATENESS[kind])
+            self._late_until = self._next_at = time.monotonic() + _LATE_FOR_SECONDS
 
     def _lose(self) -> NoReturn:
         self._faults.note(LOST)
