@@ -26,9 +26,10 @@ _REFUSALS = {
     413: "A size limit would be broken.",
     422: "The Idempotency-Key was used for another request.",
     428: "Send the fence as Fencing-Token.",
+    429: "Too many feeds are open.",
     503: "The database does not answer in time.",
 }
-_TOO_MANY = "Too many feeds are open."
+_OF_WRITES = tuple(status for status in _REFUSALS if status != 429)
 _OF_READS = (400, 401, 403, 404, 410, 503)
 
 
@@ -43,7 +44,7 @@ def _refusals(*statuses: int) -> dict[int, ResponseSpec]:
 
 def _kind(*rights: Right, changes: bool, wrapped: int = 0, of_steps: bool = False) -> dict[str, Any]:
     decoding = {"dto": StrictJSON, "return_dto": None} if changes else {}
-    responses = _refusals(*(_REFUSALS if changes else _OF_READS))
+    responses = _refusals(*(_OF_WRITES if changes else _OF_READS))
     opt = {"rights": frozenset(rights), "wrapped": wrapped, "of_steps": of_steps}
     return {"opt": opt, "responses": responses, **decoding}
 
@@ -81,7 +82,11 @@ APPEND = _also(
 IMPORT = _kind(Right.WRITE, changes=True, wrapped=3, of_steps=True)
 """Takes an export, which wraps what it holds (most of all a workspace) in three more levels."""
 
-FEED = _also({**LIST, "opt": {**LIST["opt"], "ticket": True}}, 429, _TOO_MANY, shapes.Problem)
+FEED = {
+    **LIST,
+    "opt": {**LIST["opt"], "ticket": True},
+    "responses": _refusals(*_OF_READS, 429),
+}
 """Goes on telling what happens; opened by a ticket, too."""
 
 TICKET = {**LIST, "status_code": 201}
