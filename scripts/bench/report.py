@@ -23,8 +23,8 @@ NOT_CLAIMED = (
     "Ratios between variants that took turns on one machine, nothing else: no absolute speed, no speed of yours.",
     "Server, replica and client share this machine's processors, so more of one is less of the others; "
     "the network between them is a loopback.",
-    "One replica and a replica set of one member: majority costs no network here, "
-    "and contention between replicas is not measured.",
+    "A replica set of one member: majority costs no network here. "
+    "Contention between replicas that write is not measured.",
     "The spread is that of the middle half of the rounds. A ratio within it of 1 is a draw.",
 )
 
