@@ -104,7 +104,7 @@ class Cache:
         self._flights: dict[str, Flight] = {}
         self._opened_at = 0.0
         self._complete_to: float | None = None
-        self._newest: Time = (0, 0)
+        self._newest: Time | None = None
         self.tally = Tally()
         self.bytes = 0
 
@@ -126,13 +126,13 @@ class Cache:
 
     def beat(self, sent: float, time: Time) -> None:
         """A heartbeat sent at `sent` (monotonic) came back: all that was committed before has been heard."""
-        if self._open and sent >= self._opened_at:
+        if self._open and sent > self._opened_at:
             self._complete_to = sent
-            self._newest = max(self._newest, time)
+            self._newest = time
 
     def heard(self, event: Event) -> None:
         """The stream brought an event."""
-        self._newest = max(self._newest, event.time)
+        self._newest = event.time
         self._learn(event.key, event.version, heard=True)
         self._update(event)
 
@@ -151,10 +151,16 @@ class Cache:
             self._drop(key)
 
     def vanished(self, key: str) -> None:
-        """The document itself is gone: what comes next may begin at any version, but not from a read before now."""
+        """The document itself is gone: what comes next may begin at any version, but not from a read before now.
+
+        When that was is not told, so flights are linearizable until the stream brings what has a time.
+        """
         self._seq += 1
-        self._tombstones.pop(key, None)
+        tombstone = self._tombstones.get(key)
+        if tombstone is not None and not tombstone.awaited:
+            del self._tombstones[key]
         self._floor = self._seq
+        self._newest = None
         self._drop(key)
 
     def age(self) -> float | None:
@@ -184,15 +190,16 @@ class Cache:
     def joinable(self, key: str) -> Flight | None:
         """A flight that brings what is new enough for a read that begins now."""
         flight = self._flights.get(key)
-        if flight is None or flight.epoch != self._epoch:
+        if flight is None or not self._counts(flight):
             return None
         return flight if self._clock.monotonic() - flight.complete_to <= STALE_SECONDS else None
 
     def depart(self, key: str) -> Flight:
         """Take the token of a read that begins now; later readers join this flight."""
         now = self._clock.monotonic()
-        lately = self.age() is not None and self._complete_to is not None
-        since, complete_to = (self._newest, self._complete_to or now) if lately else (None, now)
+        since, complete_to = self._newest, self._complete_to
+        if since is None or complete_to is None or now - complete_to > STALE_SECONDS:
+            since, complete_to = None, now
         flight = self._flights[key] = Flight(key, self._epoch, self._seq, now, since, complete_to)
         return flight
 
@@ -217,10 +224,11 @@ class Cache:
             self._weigh(entry.record.id, entry, _weight(entry.record) + size)
 
     def _may_land(self, flight: Flight, version: int) -> bool:
-        if not self._open or flight.epoch != self._epoch:
-            return False
-        tombstone = self._tombstones.get(flight.key)
-        return flight.seq >= self._floor if tombstone is None else version >= tombstone.version
+        return self._open and self._counts(flight) and version >= self.newest(flight.key)
+
+    def _counts(self, flight: Flight) -> bool:
+        """Whether all that it may have missed is still remembered."""
+        return flight.epoch == self._epoch and flight.seq >= self._floor
 
     def _learn(self, key: str, version: int, *, heard: bool) -> None:
         """Leave a tombstone; the oldest goes when there are too many, but never one that is awaited."""
@@ -285,7 +293,7 @@ class Cache:
         self._tombstones.clear()
         self._flights.clear()
         self._complete_to = None
-        self._newest = (0, 0)
+        self._newest = None
         self.bytes = 0
 
 
