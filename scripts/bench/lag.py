@@ -37,7 +37,8 @@ _ABOUT = (
     "The GET is sent when the acknowledgement comes, and again as soon as it is answered, for one append at a time "
     f"and {1 / _BETWEEN_SAMPLES:.0f} in a second at most; what is shown is when the first one that shows the append "
     "was answered, so that a round trip (noted) is the least that it can be. An event may come before the "
-    "acknowledgement: that counts as no lag, and how often is noted. p50 and p99 are of one turn's appends."
+    "acknowledgement: that counts as no lag, and how often is noted. p50 and p99 are of one turn's appends. "
+    "A 503 (noted, where there was one) is no acknowledgement."
 )
 
 
@@ -111,8 +112,11 @@ async def _schedule(
 
 async def _append(idle: asyncio.Queue[Connection], agent: str, board: Board, sample: asyncio.Queue[Append]) -> None:
     connection = await idle.get()
-    answer = await connection.ask(post(f"/v1/agents/{agent}/steps", _STEP))
+    answer = await connection.ask(post(f"/v1/agents/{agent}/steps", _STEP), expect=(201, 503))
     idle.put_nowait(connection)
+    if answer.status == 503:
+        board.refused += 1
+        return
     board.acknowledged[agent, answer.version] = answer.at
     if sample.empty():
         sample.put_nowait((agent, answer.version))

@@ -26,6 +26,7 @@ class Board:
     shown: dict[Append, float] = field(default_factory=dict)
     round_trips: list[float] = field(default_factory=list)
     seconds: float = 0.0
+    refused: int = 0
 
     def hear_agent(self, agent: str, ident: str) -> None:
         """An event of an agent's feed came; its id is the version."""
@@ -68,4 +69,6 @@ class Lags:
             return f"{len(trips)} round trips, {mean(trips) * 1000:.2f} ms on average"
         lags = [lag for board in self.boards for lag in board.lags(how)]
         rate = mean(len(board.acknowledged) / board.seconds for board in self.boards)
-        return f"{rate:.0f}/s reached, {lags.count(0.0) / len(lags):.0%} before the acknowledgement"
+        refused = sum(board.refused for board in self.boards)
+        told = f"{rate:.0f}/s reached, {lags.count(0.0) / len(lags):.0%} before the acknowledgement"
+        return f"{told}, {refused} × 503" if refused else told
