@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 import pymongo
+from pymongo import InsertOne
 from pymongo.errors import BulkWriteError, PyMongoError
 from pymongo.results import BulkWriteResult
 
@@ -86,6 +87,8 @@ class BulkWriter:
         flight = [self._waiting.popleft()]
         size = flight[0].size
         while self._waiting and len(flight) < self._limit and size + self._waiting[0].size <= _FLIGHT_BYTES:
+            if _inserts(self._waiting[0]) and any(map(_inserts, flight)):
+                break
             flight.append(self._waiting.popleft())
             size += flight[-1].size
         return flight
@@ -115,6 +118,11 @@ class BulkWriter:
         except PyMongoError:
             return [Outcome.UNKNOWN] * len(writes)
         return [_whole(result, writes)] * len(writes)
+
+
+def _inserts(waiting: _Waiting) -> bool:
+    """Of inserts side by side a server may make one commit, and then their events have one time and no order."""
+    return isinstance(waiting.write, InsertOne)
 
 
 def _whole(result: BulkWriteResult, writes: list[Write]) -> Outcome:

@@ -26,6 +26,7 @@ from models.news import snapshot_of
 from models.tenant import Scope
 
 _MARK = "mark"
+_KEPT = "kept"
 _AFTER_ALL = "~"
 """Sorts after every digit and letter of a position."""
 _STOCK_BATCH = 500
@@ -98,7 +99,7 @@ class ChangeLog:
         now = await self._mongo.now()
         mark = await self._mark()
         since = None if mark is None else datetime.fromtimestamp(time_of(mark["complete_to"])[0], UTC) - _CLOCKS_APART
-        async for batch in self._changed_since(since):
+        async for batch in self._changed_since(since, now):
             with pymongo.timeout(self._seconds):
                 await self._mongo.changes.bulk_write([_upsert(self._gap(record, now)) for record in batch])
         raised = {"$setOnInsert" if mark is None else "$max": {"complete_to": position(now)}}
@@ -113,48 +114,58 @@ class ChangeLog:
         Raises FeedGap when entries after the position were removed by age; Unavailable.
         """
         with unavailable_when_failing(self._seconds):
-            mark = await self._mark() or {"complete_to": position((0, 0))}
-            _require_kept(after, mark)
-            complete_to = time_of(mark["complete_to"])
-            span = {"$gt": after or mark.get("kept_from", ""), "$lt": position(complete_to)[:16] + _AFTER_ALL}
+            mark = await self._mark()
+            complete_to = (0, 0) if mark is None else time_of(mark["complete_to"])
+            begin = await self._kept_from(scope.tenant) if after is None else after
+            span = {"$gt": begin, "$lt": position(complete_to)[:16] + _AFTER_ALL}
             wanted = scope.filter({**query.document(), "position": span})
             found = await self._mongo.changes.find(wanted).sort("position", 1).limit(limit + 1).to_list()
+            if after is not None and after < await self._kept_from(scope.tenant):
+                raise FeedGap("Entries after this cursor were removed by age: begin without one, at the oldest kept.")
         return LogPage([Entry.of(document) for document in found[:limit]], len(found) > limit, complete_to)
 
     async def sweep(self) -> int:
-        """Remove the entries that are older than the log is kept; how many. Safe on all replicas at once."""
+        """Remove the entries that are older than the log is kept; how many. Safe on all replicas at once.
+
+        What is going to be removed is said first, so that no reader passes over it unawares.
+        """
         oldest = self._clock.now() - self._kept
-        kept_from = position((int(oldest.timestamp()), 0))
-        with pymongo.timeout(self._seconds):
-            # unscoped: the log's own mark
-            await self._mongo.changes.update_one({"_id": _MARK}, {"$max": {"kept_from": kept_from}})
         removed = 0
-        while batch := await self._oldest_before(kept_from):
+        while batch := await self._oldest_before(position((int(oldest.timestamp()), 0))):
+            newest = {entry["tenant"]: entry["position"] for entry in batch}
             with pymongo.timeout(self._seconds):
+                await self._mongo.changes.bulk_write([_kept_after(*removal) for removal in newest.items()])
                 # unscoped: age is the same in every tenant
-                removed += (await self._mongo.changes.delete_many({"_id": {"$in": batch}})).deleted_count
+                gone = await self._mongo.changes.delete_many({"_id": {"$in": [entry["_id"] for entry in batch]}})
+            removed += gone.deleted_count
         return removed
 
-    async def _oldest_before(self, place: str) -> list[str]:
+    async def _oldest_before(self, place: str) -> list[dict[str, Any]]:
         with pymongo.timeout(self._seconds):
             # unscoped: age is the same in every tenant
-            found = self._mongo.changes.find({"position": {"$lt": place}}, {"_id": 1}).sort("position", 1)
-            return [document["_id"] for document in await found.limit(_SWEPT_AT_ONCE).to_list()]
+            found = self._mongo.changes.find({"position": {"$lt": place}}, ("tenant", "position")).sort("position", 1)
+            return await found.limit(_SWEPT_AT_ONCE).to_list()
+
+    async def _kept_from(self, tenant: str) -> str:
+        """The position of the newest entry of the tenant that was removed by age."""
+        # unscoped: the log's own, by the tenant
+        found = await self._mongo.changes.find_one({"_id": f"{_KEPT}:{tenant}"})
+        return "" if found is None else str(found["kept_from"])
 
     async def _mark(self) -> Mapping[str, Any] | None:
         with pymongo.timeout(self._seconds):
             # unscoped: the log's own mark
             return await self._mongo.changes.find_one({"_id": _MARK})
 
-    async def _changed_since(self, instant: datetime | None) -> AsyncIterator[list[AgentRecord]]:
-        """Every agent that was changed since then (all of them when None), in batches."""
+    async def _changed_since(self, instant: datetime | None, at: Time) -> AsyncIterator[list[AgentRecord]]:
+        """Every agent that was changed since then (all of them when None), as it was at a cluster time, in batches."""
         lately = {} if instant is None else {"last.at": {"$gte": instant}}
         after = ""
         while True:
             with pymongo.timeout(self._seconds):
-                # unscoped: a hole is a hole in every tenant
-                found = self._mongo.agents.find({**lately, "_id": {"$gt": after}}, _STOCK_FIELDS).sort("_id", 1)
-                batch = await found.limit(_STOCK_BATCH).to_list()
+                batch = await self._mongo.agents_as_of(
+                    at, {**lately, "_id": {"$gt": after}}, _STOCK_FIELDS, limit=_STOCK_BATCH
+                )
             if not batch:
                 return
             yield [AgentRecord.of(document) for document in batch]
@@ -179,6 +190,6 @@ def _upsert(entry: Entry) -> UpdateOne:
     return UpdateOne({"_id": entry.id}, {"$setOnInsert": entry.document()}, upsert=True)
 
 
-def _require_kept(after: str | None, mark: Mapping[str, Any]) -> None:
-    if after is not None and after < mark.get("kept_from", ""):
-        raise FeedGap("Entries after this cursor were removed by age: begin without a cursor, at the oldest kept.")
+def _kept_after(tenant: str, place: str) -> UpdateOne:
+    owned = {"$max": {"kept_from": place}, "$setOnInsert": {"tenant": tenant}}
+    return UpdateOne({"_id": f"{_KEPT}:{tenant}"}, owned, upsert=True)

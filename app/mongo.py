@@ -6,7 +6,7 @@ the promises of the service rest on it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC
@@ -187,6 +187,24 @@ class Mongo:
         """The cluster time of the newest write."""
         reply = await self.client.admin.command("ping")
         return reply["operationTime"].time, reply["operationTime"].inc
+
+    async def agents_as_of(
+        self, time: Time, query: Mapping[str, Any], fields: Sequence[str], *, limit: int
+    ) -> list[dict[str, Any]]:
+        """Agents in the order of their ids as they were at a cluster time, which must be some minutes old at most."""
+        reply = await self.database.command(
+            "find",
+            self.agents.name,
+            filter=query,
+            projection=dict.fromkeys(fields, 1),
+            sort={"_id": 1},
+            limit=limit,
+            batchSize=limit,
+            singleBatch=True,
+            readConcern={"level": "snapshot", "atClusterTime": Timestamp(*time)},
+        )
+        found: list[dict[str, Any]] = reply["cursor"]["firstBatch"]
+        return found
 
     async def watch(
         self, beats_of: str, *, after: Mapping[str, Any] | None = None, since: Time | None = None

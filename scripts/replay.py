@@ -86,7 +86,7 @@ class Log:
                 return await self._without_document(key, entries)
             if await self._moved_on(written, entries):
                 entries = [entry for entry in entries if entry.version <= written.version]
-            difference = next(differences(written, entries, await self._kept_from()), None)
+            difference = next(differences(written, entries, await self._kept_from(key)), None)
         except (TypeError, KeyError, ValueError) as error:
             return Verdict(key, [], difference=f"what is stored can't be read ({type(error).__name__}: {error})")
         return Verdict(key, entries, remark(entries), difference and f"{difference}{behind}")
@@ -135,9 +135,9 @@ class Log:
     async def _tenants(self) -> set[str]:
         return {*await self._mongo.agents.distinct("tenant"), *await self._mongo.changes.distinct("tenant")}
 
-    async def _kept_from(self) -> datetime | None:
-        place = (await self._mark()).get("kept_from")
-        return None if place is None else datetime.fromtimestamp(time_of(place)[0], UTC)
+    async def _kept_from(self, key: str) -> datetime | None:
+        found = await self._mongo.changes.find_one({"_id": f"kept:{key.partition(':')[0]}"})
+        return None if found is None else datetime.fromtimestamp(time_of(found["kept_from"])[0], UTC)
 
     async def _mark(self) -> Mapping[str, Any]:
         return await self._mongo.changes.find_one({"_id": "mark"}) or {}

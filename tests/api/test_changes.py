@@ -430,6 +430,8 @@ async def test_swept_cursor_is_a_gap(replica: Replicas) -> None:
         assert await log(alone.api) == old
         assert await swept(alone, timedelta(seconds=-2)) == 2
         assert await log(alone.api) == []
+        newest = old.pop()["cursor"]
+        assert (await alone.api.call("GET", PATH, cursor=newest)).json()["items"] == []  # nothing after it was removed
         for entry in old:
             await alone.api.call("GET", PATH, cursor=entry["cursor"], expect="feed-gap")
             async with live(alone.api, headers={"Last-Event-ID": entry["cursor"]}, expect="feed-gap"):

@@ -359,7 +359,7 @@ async def test_a_subscriber_killed_anywhere_holds_every_version_once_and_in_orde
 def test_a_subscriber_that_missed_entries_for_ever_says_so_or_takes_what_is_left(
     deployed: Deployment, tables: Tables[Any], tmp_path: Path
 ) -> None:
-    """The mark says from where on the log is kept, also while what is older is still being removed."""
+    """The log says from where on it is kept, also while what is older is still being removed."""
     _, (replica, _) = deployed
     notebook, url = tmp_path / "changes.sqlite", ("--url", replica.url)
     httpx.post(f"{replica.url}/v1/agents", json={"id": "aged"}).raise_for_status()
@@ -370,14 +370,15 @@ def test_a_subscriber_that_missed_entries_for_ever_says_so_or_takes_what_is_left
     assert answer.status_code == 200
     cursor = logged(replica)[-1][2]
     try:
-        tables["changes"].update_one({"_id": "mark"}, {"$set": {"kept_from": position(time_of(cursor))}})
+        removed = {"$set": {"kept_from": position(time_of(cursor)), "tenant": "default"}}
+        tables["changes"].update_one({"_id": "kept:default"}, removed, upsert=True)
         done = run("example_subscriber", *url, "--into", str(notebook))
         assert (done.returncode, "Traceback" in done.stderr) == (1, False)
         assert re.search(r"410: .*removed by age.*--from-oldest", done.stderr)
         with subscribed(notebook, *url, "--from-oldest"):
             wait_until(lambda: count(notebook) == total + 1, SECONDS, "the subscriber to go on at the oldest")
     finally:
-        tables["changes"].update_one({"_id": "mark"}, {"$unset": {"kept_from": 1}})
+        tables["changes"].delete_one({"_id": "kept:default"})
     assert kept(notebook)[total:] == [("aged", 2, cursor)]
 
 
