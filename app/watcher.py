@@ -23,6 +23,7 @@ from app.clock import Clock
 from app.feed import Feed, Item, log_topic
 from app.mongo import Mongo, decoded
 from app.scribe import Scribe
+from app.tasks import end
 from app.telemetry import Metrics, get_logger
 from app.tracing import Tracing
 from models.entry import Entry, entries_of, position
@@ -88,9 +89,7 @@ class Watcher:
 
     async def stop(self) -> None:
         """Close the stream, then let the scribe write what it brought."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(*self._tasks)
         await self._scribe.stop()
 
     @property
@@ -179,7 +178,8 @@ class Watcher:
         self._cache.beat(sent, time)
         self._scribe.reached(time)
         self._metrics.stream_lag.observe(self._clock.monotonic() - sent)
-        self._beaten.set()
+        if self._cache.age() is not None:  # a beat that was sent before the stream was opened makes nothing ready
+            self._beaten.set()
 
     def _hear_agent(self, change: Mapping[str, Any], time: Time, size: int) -> None:
         event = _event(change, time)
