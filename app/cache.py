@@ -31,9 +31,9 @@ STALE_SECONDS = 2.0
 """No read without `no-cache` shows less than what was committed this long before it began."""
 
 _TOMBSTONES = 20_000
-_BYTES_EACH = 3
+_BYTES_EACH = 4
 """What a byte of an agent's document takes in memory, decoded (`make bench ARGS="--only memory"`)."""
-_OVERHEAD = 2_000
+_OVERHEAD = 3_000
 
 
 @dataclass(eq=False, slots=True)

@@ -11,6 +11,7 @@ from pymongo.errors import PyMongoError
 from app.backoff import Backoff
 from app.changelog import ChangeLog
 from app.clock import Clock
+from app.tasks import end
 from app.telemetry import get_logger
 from models.entry import Entry
 from models.event import Event, Time
@@ -63,8 +64,7 @@ class Scribe:
         """Write what waits, if the database lets us, and end."""
         if self._task is None:
             return
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await end(self._task)
         try:
             await self._write()
         except PyMongoError as error:

@@ -31,6 +31,7 @@ OPEN_SECONDS = 1.0
 
 TICKET_LIFE = timedelta(seconds=30)
 
+_RENEWED_BEFORE = 0.3
 _TOKEN = re.compile(r"hf_([0-9A-Za-z]{22})_([A-Za-z0-9_-]{43})\Z")
 _LATCH = "latch"
 _CACHE = 10_000
@@ -45,6 +46,7 @@ class Keys:
         self._seconds = seconds
         self._latched = False
         self._open_until = 0.0
+        self._renewing: dict[str | None, asyncio.Task[None]] = {}
         self._known: dict[str, tuple[float, KeyRecord]] = {}
 
     async def authenticate(self, token: str | None) -> Scope:
@@ -61,12 +63,33 @@ class Keys:
         """What `authenticate` would answer, if that is known without asking the database; else None."""
         now = self._clock.monotonic()
         if token is None:
-            return ANONYMOUS if not self._latched and now < self._open_until else None
+            if self._latched or now >= self._open_until:
+                return None
+            self._renew(None, now, self._open_until)
+            return ANONYMOUS
         match = _TOKEN.match(token)
         until, record = self._known.get(match[1], (0.0, None)) if match else (0.0, None)
         if match is None or record is None or now >= until or not _fits(record, match[2]):
             return None
+        self._renew(token, now, until)
         return record.scope()
+
+    def _renew(self, token: str | None, now: float, until: float) -> None:
+        """Ask the database again shortly before an answer grows too old, so that those who glance go on unhindered."""
+        if until - now < _RENEWED_BEFORE and token not in self._renewing:
+            self._renewing[token] = asyncio.create_task(self._ask_again(token))
+
+    async def _ask_again(self, token: str | None) -> None:
+        try:
+            with pymongo.timeout(self._seconds):
+                if token is None:
+                    await self._look_at_latch()
+                elif match := _TOKEN.match(token):
+                    await self._look_up(match[1])
+        except PyMongoError:
+            return  # whoever needs to know will ask and be told
+        finally:
+            del self._renewing[token]
 
     async def still_allows(self, scope: Scope) -> bool:
         """Whether whoever was let in with this scope would be let in again. True while the database can't say."""
@@ -104,11 +127,8 @@ class Keys:
 
     async def required(self) -> bool:
         """Whether the latch is closed: a first key was made, or is about to be given out."""
-        asked = self._clock.monotonic()
-        if not self._latched and asked >= self._open_until:
-            # unscoped: the latch is the whole service's
-            self._latched = await self._mongo.service.find_one({"_id": _LATCH}) is not None
-            self._open_until = asked + OPEN_SECONDS
+        if not self._latched and self._clock.monotonic() >= self._open_until:
+            await self._look_at_latch()
         return self._latched
 
     async def create(
@@ -162,6 +182,12 @@ class Keys:
         if await self._mongo.keys.find_one({}) is None:
             await asyncio.sleep(OPEN_SECONDS * 1.1)
 
+    async def _look_at_latch(self) -> None:
+        asked = self._clock.monotonic()
+        # unscoped: the latch is the whole service's
+        self._latched = await self._mongo.service.find_one({"_id": _LATCH}) is not None
+        self._open_until = asked + OPEN_SECONDS
+
     async def _without_key(self) -> Scope:
         if await self.required():
             raise Unauthenticated("Send a key: 'Authorization: Bearer <key>'.")
@@ -175,10 +201,13 @@ class Keys:
         return record
 
     async def _looked_up(self, key: str) -> KeyRecord | None:
-        now = self._clock.monotonic()
         until, record = self._known.get(key, (0.0, None))
-        if record is not None and now < until:
+        if record is not None and self._clock.monotonic() < until:
             return record
+        return await self._look_up(key)
+
+    async def _look_up(self, key: str) -> KeyRecord | None:
+        now = self._clock.monotonic()
         # unscoped: the key itself tells the tenant
         found = await self._mongo.keys.find_one({"_id": key, "revoked_at": None})
         if found is None:

@@ -9,21 +9,18 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from litestar.enums import ScopeType
 
-from app.api import views
-from app.api.answers import JSON, encode, etag
 from app.api.edge import ACCESS_LOG, request_id
 from app.api.security import Doorkeeper, token_of
+from app.api.shown import Headers, Shown, show
 from app.cache import Cache, Entry
 from app.telemetry import Metrics
 from app.tenancy import Keys
 from app.tracing import Tracing, valid_traceparent
 from models.errors import HoldfastError
-from models.results import workspace_at
 from models.tenant import Right
 
 if TYPE_CHECKING:
@@ -35,25 +32,8 @@ _READERS = frozenset({Right.READ, Right.RUNNER})
 _UNUSUAL = frozenset({b"origin", b"cache-control"})
 _READ_ONCE = frozenset({b"host", b"authorization", b"if-none-match", b"x-request-id", b"traceparent"})
 _AGES = tuple(str(second).encode() for second in range(60))
-_STEPS_HEAD = b',"steps":['
-_STEPS_TAIL = b'],"steps_before":null}'
 
-Headers = list[tuple[bytes, bytes]]
 Answer = tuple[int, Headers, bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """An agent's answer at one version, and where in it its steps are: the next version's is made from them."""
-
-    version: int
-    etag: bytes
-    headers: Headers
-    body: bytes
-    steps_from: int
-    steps_to: int
-    count: int
-    newest: dict[str, Any] | None
 
 
 class HotRead:
@@ -163,32 +143,3 @@ def _plain(headers: Any) -> dict[bytes, bytes] | None:
 
 def _is_one_tag(condition: bytes) -> bool:
     return condition[:1] == b'"' and condition[-1:] == b'"' and b"," not in condition
-
-
-def show(entry: Entry, held: Shown | None) -> Shown:
-    """The answer at the copy's version; of steps that the held one has already, the encoded form is taken over."""
-    record = entry.record
-    path = record.path()
-    if len(path) > views.STEPS_LIMIT:
-        return _shown(record.version, encode(views.agent(record)), (0, 0), 0, None)
-    fields = encode({**views.summary(record), "workspace": workspace_at(record, path)})[:-1]
-    kept = 0
-    steps = b""
-    if held is not None and 0 < held.count <= len(path) and record.steps[path[held.count - 1]] is held.newest:
-        kept, steps = held.count, held.body[held.steps_from : held.steps_to]
-    added = encode([record.step(step) for step in path[kept:]])[1:-1]
-    steps = steps + b"," + added if steps and added else steps or added
-    start = len(fields) + len(_STEPS_HEAD)
-    body = fields + _STEPS_HEAD + steps + _STEPS_TAIL
-    newest = record.steps[path[-1]] if path else None
-    return _shown(record.version, body, (start, start + len(steps)), len(path), newest)
-
-
-def _shown(version: int, body: bytes, steps: tuple[int, int], count: int, newest: dict[str, Any] | None) -> Shown:
-    tag = etag(version).encode()
-    headers = [
-        (b"content-type", JSON.encode()),
-        (b"content-length", str(len(body)).encode()),
-        (b"etag", tag),
-    ]
-    return Shown(version, tag, headers, body, *steps, count, newest)

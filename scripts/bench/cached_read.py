@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from statistics import median
 
-from app.api.hot import show
+from app.api.shown import show
 from app.cache import Entry
 from app.runtime import Runtime
 from models.tenant import DEFAULT_TENANT, Right

@@ -12,7 +12,7 @@ import sys
 
 import orjson
 
-from app.api.hot import show
+from app.api.shown import show
 from app.cache import Cache
 from app.clock import SystemClock
 from app.config import Settings

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from bson.raw_bson import RawBSONDocument
 
-from app.api.hot import Shown, show
+from app.api.shown import Shown, show
 from app.cache import Cache, Entry
 from app.clock import SystemClock
 from app.feed import log_topic

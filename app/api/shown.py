@@ -1,0 +1,59 @@
+"""An agent's whole answer as bytes, made from the last version's: the steps that it has are taken over encoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from app.api import views
+from app.api.answers import JSON, encode, etag
+from app.cache import Entry
+from models.results import workspace_at
+
+_STEPS_HEAD = b',"steps":['
+_STEPS_TAIL = b'],"steps_before":null}'
+
+Headers = list[tuple[bytes, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """An agent's answer at one version, and where in it its steps are: the next version's is made from them."""
+
+    version: int
+    etag: bytes
+    headers: Headers
+    body: bytes
+    steps_from: int
+    steps_to: int
+    count: int
+    newest: dict[str, Any] | None
+    """The last of the steps, the very object: where a copy still holds it, all steps before it are the same too."""
+
+
+def show(entry: Entry, held: Shown | None) -> Shown:
+    """The answer at the copy's version, byte for byte what `views.agent` encoded would be."""
+    record = entry.record
+    path = record.path()
+    if len(path) > views.STEPS_LIMIT:
+        return _shown(record.version, encode(views.agent(record)), (0, 0), 0, None)
+    fields = encode({**views.summary(record), "workspace": workspace_at(record, path)})
+    kept, steps = 0, memoryview(b"")
+    if held is not None and 0 < held.count <= len(path) and record.steps[path[held.count - 1]] is held.newest:
+        kept, steps = held.count, memoryview(held.body)[held.steps_from : held.steps_to]
+    added = memoryview(encode([record.step(step) for step in path[kept:]]))[1:-1]
+    between = b"," if steps and added else b""
+    body = b"".join((memoryview(fields)[:-1], _STEPS_HEAD, steps, between, added, _STEPS_TAIL))
+    start = len(fields) - 1 + len(_STEPS_HEAD)
+    newest = record.steps[path[-1]] if path else None
+    return _shown(record.version, body, (start, len(body) - len(_STEPS_TAIL)), len(path), newest)
+
+
+def _shown(version: int, body: bytes, steps: tuple[int, int], count: int, newest: dict[str, Any] | None) -> Shown:
+    tag = etag(version).encode()
+    headers = [
+        (b"content-type", JSON.encode()),
+        (b"content-length", str(len(body)).encode()),
+        (b"etag", tag),
+    ]
+    return Shown(version, tag, headers, body, *steps, count, newest)
