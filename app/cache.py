@@ -7,7 +7,7 @@ and filled by reads of the database (*flights*). What makes that safe, each rule
 - A flight carries a token, taken before the read: it may land only in the same opening of the stream. It reads
   what is not older than the newest event heard (`since`), also from a node that lags behind.
 - Every event leaves a *tombstone*, the newest version heard of: nothing older may land after it. Where a tombstone
-  was let go, the *floor* stands for it: what took off before may not land.
+  was let go, the *floor* stands for it: what took off before may not land, nor be joined.
 - An event is laid on a copy only if it was made on the copy's version; else an older copy is dropped.
 - A write of this replica counts as an event at once, so that its callers read what they wrote. Its tombstone stays
   until the stream has brought it.
