@@ -6,7 +6,7 @@ An entry is the same whoever makes it, so every replica may write it again witho
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -46,8 +46,9 @@ class Entry:
 
     def document(self) -> dict[str, Any]:
         """As it is stored; what has no value is left out."""
-        values = {**asdict(self), "kinds": list(self.kinds), "steps": list(self.steps)}
-        return {name: value for name, value in values.items() if value not in (None, [])}
+        values = {name: getattr(self, name) for name in self.__slots__}
+        values |= {"kinds": list(self.kinds), "steps": list(self.steps)}
+        return {name: value for name, value in values.items() if value is not None and value != []}
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Entry:
