@@ -123,14 +123,26 @@ class Watcher:
             self._cache.opened()
             backoff.reset()
             while stream.alive:
-                async with asyncio.timeout(SILENT_SECONDS):
-                    change = await stream.try_next()
+                change = await self._next(stream)
                 if change is not None:
                     self._tell(decoded(change.raw), len(change.raw))
                 self._token = stream.resume_token
                 if self._scribe.full:
                     await self._scribe.room()
         raise StreamEnded("the database ended it")
+
+    async def _next(self, stream: AsyncChangeStream[RawBSONDocument]) -> RawBSONDocument | None:
+        """What the stream brings next; None at its end. Raises TimeoutError when it brings nothing for too long.
+
+        A server that was cut off from the others answers that there is nothing new for as long as it is asked.
+        """
+        async with asyncio.timeout(SILENT_SECONDS):
+            while stream.alive:
+                change = await stream.try_next()
+                if change is not None:
+                    return change
+                self._token = stream.resume_token
+        return None
 
     async def _open(self) -> AsyncChangeStream[RawBSONDocument]:
         """The stream from where we were; else from where the change log is; else from now, with a gap in the log."""
