@@ -20,9 +20,10 @@ from app.mongo import Mongo
 from app.store import Store
 from models.event import Event
 
-CALM, WILD, DEAD, LATE, LOST, GONE = "calm", "wild", "dead", "late", "lost", "gone"
-"""Orders: no faults; faults at random; no stream at all; all comes `LATE_SECONDS` late; once 286, and what was missed
-is still to be had from the log's mark on; once 286, and it is not."""
+CALM, WILD, DEAD, MUTE, LATE, LOST, GONE = "calm", "wild", "dead", "mute", "late", "lost", "gone"
+"""Orders: no faults; faults at random; no stream at all; the stream that is open brings nothing any more; all comes
+`LATE_SECONDS` late; once 286, and what was missed is still to be had from the log's mark on; once 286, and it is not.
+"""
 
 BROKEN, ENDED, HUNG, HELD, REFUSED = "broken", "ended", "hung", "held back", "refused"
 SLOW, FORGOTTEN = "read slowly", "forgotten"
@@ -30,9 +31,10 @@ DEALT = (BROKEN, ENDED, LOST, HUNG, HELD, LATE)
 """Faults that WILD deals at random, each once before any comes again. Beside them come REFUSED openings, and for the
 cache SLOW reads of the database and copies that are FORGOTTEN (as when memory is short)."""
 
-LATE_SECONDS = 4.0
+LATE_SECONDS = 2.8
 _HANG_SECONDS = 4.0
-_LATENESS = {HELD: (0.1, 2.0), LATE: (2.5, 4.0)}
+_AWAIT_SECONDS = 0.1
+_LATENESS = {HELD: (0.1, 2.0), LATE: (2.3, 3.3)}
 """By how many seconds the events are held back that come within the next few: less, and more, than a read may be."""
 _LATE_FOR_SECONDS = 2.5
 _HISTORY_LOST = 286
@@ -149,6 +151,9 @@ class _Script:
         if order == DEAD:
             self._faults.note(DEAD)
             raise _unreachable()
+        if order == MUTE and once:
+            self._faults.note(MUTE)
+            stream.mute = True
         if order == LOST and once:
             self._lose()
         if order == GONE and once:
@@ -189,6 +194,8 @@ class _FaultyStream:
         self._script = script
         self._held: deque[tuple[float, Any, Any]] = deque()
         self._ended = False
+        self.mute = False
+        """Whether it says that there is nothing new, whatever happens."""
         self.resume_token = stream.resume_token
 
     async def __aenter__(self) -> Self:
@@ -209,7 +216,8 @@ class _FaultyStream:
     async def try_next(self) -> Any:
         """The next change that is not held back any more; None when there is none."""
         await self._script.strike(self)
-        if self._ended:
+        if self._ended or self.mute:
+            await asyncio.sleep(_AWAIT_SECONDS)
             return None
         if not self._is_due():
             change = await self._stream.try_next()

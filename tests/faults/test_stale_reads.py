@@ -34,6 +34,7 @@ from tests.faults.stream_faults import (
     HUNG,
     LATE,
     LOST,
+    MUTE,
     SLOW,
     WILD,
     Faults,
@@ -303,6 +304,22 @@ async def test_replica_without_a_stream_is_not_ready_and_its_reads_are_fresh(hou
         await ledger.moves(BACK_SECONDS)
     await assert_read_truly(ledger, deaf, all_acknowledged=True)
     assert not ledger.refused
+
+
+async def test_stream_that_brings_nothing_is_opened_anew(house: House) -> None:
+    """A stream that answers, but with nothing, ever: the replica is not ready, then follows a new one by itself."""
+    house.order(CALM)
+    mute = house.replicas[1]
+    await asyncio.to_thread(mute.wait_ready, 10)
+    closed = mute.metric("holdfast_stream_closed_total")
+    async with traffic(house.replicas) as ledger:
+        await ledger.moves(BACK_SECONDS)
+        house.faults[1].order(MUTE)
+        await _readiness_becomes(mute, 503, time.monotonic() + 5.0)
+        await _readiness_becomes(mute, 200, time.monotonic() + 5.0)
+        await ledger.moves(BACK_SECONDS)
+    assert mute.metric("holdfast_stream_closed_total") == closed + 1
+    await assert_read_truly(ledger, mute, all_acknowledged=True)
 
 
 async def _readiness_becomes(replica: Replica, wanted: int, until: float) -> None:
