@@ -103,10 +103,15 @@ def envelope(before: int, changes: Sequence[Change], stamp: Stamp, traces: Seque
     """The subdocument `last` of a commit: all that caches, feeds and the change log need to know beside the update.
 
     `{from, v, kinds, at, by, pool?, owner?, head?, branch?, trace?, each?}`: what has no value is left out. `each`
-    is `[{kinds, trace?}, …]`, one for each version, where the versions of one update are not all alike.
+    is `[{kinds, trace?, pool?}, …]`, one for each version, where the versions of one update are not all alike; the pool
+    stands there when it is not the same for all.
     """
     record = changes[-1].record
-    each = [_told({"kinds": list(change.kinds), "trace": trace}) for change, trace in zip(changes, traces, strict=True)]
+    moves = any(change.record.pool != record.pool for change in changes)
+    each = [
+        _told({"kinds": list(change.kinds), "trace": trace, "pool": change.record.pool if moves else None})
+        for change, trace in zip(changes, traces, strict=True)
+    ]
     alike = all(one == each[0] for one in each)
     return _told(
         {
@@ -115,7 +120,7 @@ def envelope(before: int, changes: Sequence[Change], stamp: Stamp, traces: Seque
             "kinds": list(dict.fromkeys(kind for change in changes for kind in change.kinds)),
             "at": stamp.now,
             "by": stamp.by,
-            "pool": record.pool,
+            "pool": None if moves else record.pool,
             "owner": record.owner,
             **{name: value for change in changes for name, value in change.told.items()},
             "trace": traces[0],

@@ -74,7 +74,7 @@ def entries_of(event: Event) -> list[Entry]:
     """One entry for each version that the event led to, in their order."""
     tenant, _, agent = event.key.partition(":")
     last = event.envelope
-    shared = {name: last[name] for name in ("at", "by", "owner", "pool", "trigger") if name in last}
+    shared = {name: last[name] for name in ("at", "by", "owner", "trigger") if name in last}
     steps = _steps_by_version(event)
     return [
         Entry(
@@ -83,6 +83,7 @@ def entries_of(event: Event) -> list[Entry]:
             version=version,
             position=position(event.time, version, agent),
             kinds=tuple(told["kinds"]),
+            pool=told.get("pool", last.get("pool")),
             trace=told.get("trace"),
             steps=() if CREATED in told["kinds"] else tuple(steps.get(version, ())),
             **shared,
@@ -92,7 +93,7 @@ def entries_of(event: Event) -> list[Entry]:
 
 
 def each_version(event: Event) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Each version that the event led to, with its kinds and trace."""
+    """Each version that the event led to, with what the envelope says of it alone."""
     last = event.envelope
     each = last.get("each")
     for number, version in enumerate(range(event.before + 1, event.version + 1)):
