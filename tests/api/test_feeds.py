@@ -429,6 +429,21 @@ async def test_feed_ends_with_its_key(
         assert kinds_of(await readers[0].ended()) == []
 
 
+async def test_feed_without_a_key_ends_with_the_first_key(
+    new_database: Callable[[], str], data: Path, mongo_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From then on nobody is answered without one."""
+    monkeypatch.setattr(feeds, "HEARTBEAT_SECONDS", 0.2)
+    settings = Settings(mongodb_database=new_database(), data=data)
+    async with AsyncExitStack() as stack:
+        api = await stack.enter_async_context(serving(settings, mongo_uri))
+        runtime = await stack.enter_async_context(running(settings, mongo_uri))
+        reader = await stack.enter_async_context(following(api, (await api.made()).id))
+        await reader.wait(lambda: len(reader.comments) > 1)
+        await runtime.keys.create("default", [Right.READ])
+        assert kinds_of(await reader.ended(5)) == ["snapshot"]
+
+
 async def test_feed_ends_when_the_replica_stops(new_database: Callable[[], str], data: Path, mongo_uri: str) -> None:
     """At once and without a gap: its reader resumes elsewhere."""
     app = create_replica(Settings(mongodb_database=new_database(), data=data), mongo_uri)

@@ -95,9 +95,12 @@ def test_append_aside_tells_no_head() -> None:
 
 def test_last_workspace_of_a_batch_goes_with_head() -> None:
     """As HEAD sees it."""
-    drafts = [tree.Draft(step, {"role": "user", **given}) for step, given in (("a", {"workspace": 1}), ("b", {}))]
+    drafts = [
+        tree.Draft(step, {"role": "user", **given})
+        for step, given in (("a", {"workspace": 1}), ("b", {"workspace": 2}), ("c", {}))
+    ]
     told = told_after(lambda record: tree.append(record, drafts, STAMP))
-    assert told[-1] == ("head", {"version": 2, "head": "b", "branch": "main", "workspace": 1})
+    assert told[-1] == ("head", {"version": 2, "head": "c", "branch": "main", "workspace": 2})
 
 
 def test_moved_head_names_the_step_whose_workspace_is_to_be_found() -> None:
