@@ -415,6 +415,34 @@ def replica(new_database: Callable[[], str], data: Path, mongo_uri: str) -> Repl
     return make
 
 
+async def test_what_happens_while_the_past_is_read_is_told_once(
+    replica: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither twice, for it is in the past and heard as well, nor not at all."""
+    async with replica() as alone:
+        agent = await alone.api.made()
+        begin = (await log(alone.api))[0]["cursor"]
+        read = alone.runtime.changes.page
+        reads = iter(range(100))
+
+        async def late(*query: Any, **where: Any) -> Any:
+            if next(reads) == 0:
+                await agent.append("in both")
+                await alone.runtime.scribe.caught_up()
+            found = await read(*query, **where)
+            await agent.append("heard alone")
+            return found
+
+        monkeypatch.setattr(alone.runtime.changes, "page", late)
+        async with live(alone.api, cursor=begin) as reader:
+            await reader.take(1)
+            monkeypatch.undo()
+            await agent.append("live")
+            version = await agent.version()
+            await reader.wait(lambda: reader.events[-1].data["version"] == version)
+            assert versions([told.data for told in reader.events]) == [(agent.id, 2 + n) for n in range(version - 1)]
+
+
 async def swept(alone: Alone, kept: timedelta) -> int:
     """Sweep the log as if it were kept for so long."""
     return await ChangeLog(alone.runtime.mongo, SystemClock(), seconds=5, kept=kept).sweep()
@@ -500,6 +528,7 @@ async def test_feeds_are_told_when_history_is_lost(replica: Replicas) -> None:
     """Each ends with a gap: what was missed can't be had."""
     async with replica() as alone:
         agent = await alone.api.made()
+        await log(alone.api)
         path = f"/v1/agents/{agent.id}/events"
         async with live(alone.api) as entries, reading(alone.api, path) as events:
             await events.take(1)

@@ -103,8 +103,9 @@ async def test_overflow_ends_in_a_gap_after_what_is_held(feed: Feed, sizes: list
 async def test_room_that_is_taken_is_free_again() -> None:
     """Items and bytes both."""
     heard = subscription()
+    heard.push(item("0", 40))
     for number in range(50):
-        assert heard.push(item(str(number), 60))
+        assert heard.push(item(str(number + 1), 40))
         found = await heard.next(0)
         assert found is not None
         assert found.value == str(number)
