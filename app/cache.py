@@ -231,7 +231,7 @@ class Cache:
         return flight.epoch == self._epoch and flight.seq >= self._floor
 
     def _learn(self, key: str, version: int, *, heard: bool) -> None:
-        """Leave a tombstone; the oldest goes when there are too many, but never one that is awaited."""
+        """Leave a tombstone; the oldest goes when there are too many, but none that an open stream is to bring yet."""
         self._seq += 1
         known = self._tombstones.pop(key, None)
         awaited = not heard
@@ -240,7 +240,7 @@ class Cache:
         self._tombstones[key] = Tombstone(version, self._seq, awaited)
         if len(self._tombstones) > self._tombstone_limit:
             oldest, tombstone = self._tombstones.popitem(last=False)
-            if tombstone.awaited:
+            if tombstone.awaited and self._open:
                 self._tombstones[oldest] = tombstone
             else:
                 self._floor = max(self._floor, tombstone.seq)

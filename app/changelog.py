@@ -15,12 +15,13 @@ from typing import Any
 
 import pymongo
 from pymongo import UpdateOne
+from pymongo.errors import OperationFailure
 
 from app.clock import Clock
 from app.mongo import Mongo, unavailable_when_failing
 from models.agent import AgentRecord
 from models.entry import GAP, Entry, position, time_of
-from models.errors import FeedGap
+from models.errors import FeedGap, InvalidRequest
 from models.event import Time
 from models.news import snapshot_of
 from models.tenant import Scope
@@ -29,8 +30,11 @@ _MARK = "mark"
 _KEPT = "kept"
 _AFTER_ALL = "~"
 """Sorts after every digit and letter of a position."""
-_STOCK_BATCH = 500
-_STOCK_FIELDS = ("tenant", "version", "owner", "pool", "state", "branch", "branches", "detached")
+_LOOKED_AT = 20_000
+_STOCK_BATCH = 200
+_STOCK_SECONDS = 30.0
+_SNAPSHOT_TOO_OLD = 239
+_STOCK_FIELDS = ("tenant", "version", "owner", "pool", "state", "branch", "branches", "detached", "deleted_at", "last")
 _SWEPT_AT_ONCE = 1_000
 _CLOCKS_APART = timedelta(minutes=10)
 """By how much the clocks of replicas and database may differ where old agents are told from lately changed ones."""
@@ -38,7 +42,7 @@ _CLOCKS_APART = timedelta(minutes=10)
 
 @dataclass(frozen=True, slots=True)
 class LogQuery:
-    """Which entries a reader wants; None lets everything pass. Gaps always pass."""
+    """Which entries a reader wants; None lets everything pass. Gaps pass whatever the kinds."""
 
     agent: str | None = None
     kinds: tuple[str, ...] | None = None
@@ -62,10 +66,10 @@ class LogQuery:
 
 @dataclass(frozen=True, slots=True)
 class LogPage:
-    """Entries in commit order; whether there are more; and the cluster time up to which the log was complete."""
+    """Entries in commit order; the position to go on after (None at the end); how far the log was complete."""
 
     entries: Sequence[Entry]
-    more: bool
+    onward: str | None
     complete_to: Time
 
 
@@ -111,18 +115,25 @@ class ChangeLog:
     async def page(self, scope: Scope, query: LogQuery, *, after: str | None, limit: int) -> LogPage:
         """Up to `limit` entries after a position; when None, from the oldest kept on, leaving what is being removed.
 
-        Raises FeedGap when entries after the position were removed by age; Unavailable.
+        A page of some kinds only may be short, or empty, and still go on: it looks at so many entries and no more.
+        Raises FeedGap when entries after the position were removed by age, InvalidRequest when it lies in the future;
+        Unavailable.
         """
         with unavailable_when_failing(self._seconds):
             mark = await self._mark()
             complete_to = (0, 0) if mark is None else time_of(mark["complete_to"])
+            if after is not None and time_of(after)[0] > complete_to[0] + _CLOCKS_APART.total_seconds():
+                raise InvalidRequest("The cursor lies in the future of this log: it is another log's.")
             begin = await self._kept_from(scope.tenant) if after is None else after
-            span = {"$gt": begin, "$lt": position(complete_to)[:16] + _AFTER_ALL}
+            end = position(complete_to)[:16] + _AFTER_ALL
+            looked_to = None if query.kinds is None else await self._some_way_on(scope, begin, end)
+            span = {"$gt": begin, "$lte": looked_to or end}
             wanted = scope.filter({**query.document(), "position": span})
             found = await self._mongo.changes.find(wanted).sort("position", 1).limit(limit + 1).to_list()
             if after is not None and after < await self._kept_from(scope.tenant):
                 raise FeedGap("Entries after this cursor were removed by age: begin without one, at the oldest kept.")
-        return LogPage([Entry.of(document) for document in found[:limit]], len(found) > limit, complete_to)
+        entries = [Entry.of(document) for document in found[:limit]]
+        return LogPage(entries, entries[-1].position if len(found) > limit else looked_to, complete_to)
 
     async def sweep(self) -> int:
         """Remove the entries that are older than the log is kept; how many. Safe on all replicas at once.
@@ -146,6 +157,13 @@ class ChangeLog:
             found = self._mongo.changes.find({"position": {"$lt": place}}, ("tenant", "position")).sort("position", 1)
             return await found.limit(_SWEPT_AT_ONCE).to_list()
 
+    async def _some_way_on(self, scope: Scope, begin: str, end: str) -> str | None:
+        """The position so many entries further on; None when there are not so many."""
+        span = {"tenant": scope.tenant, "position": {"$gt": begin, "$lte": end}}
+        found = self._mongo.changes.find(span, {"position": 1, "_id": 0}).sort("position", 1)
+        further = await found.skip(_LOOKED_AT).limit(1).to_list()
+        return str(further[0]["position"]) if further else None
+
     async def _kept_from(self, tenant: str) -> str:
         """The position of the newest entry of the tenant that was removed by age."""
         # unscoped: the log's own, by the tenant
@@ -159,17 +177,24 @@ class ChangeLog:
 
     async def _changed_since(self, instant: datetime | None, at: Time) -> AsyncIterator[list[AgentRecord]]:
         """Every agent that was changed since then (all of them when None), as it was at a cluster time, in batches."""
-        lately = {} if instant is None else {"last.at": {"$gte": instant}}
         after = ""
-        while True:
-            with pymongo.timeout(self._seconds):
-                batch = await self._mongo.agents_as_of(
-                    at, {**lately, "_id": {"$gt": after}}, _STOCK_FIELDS, limit=_STOCK_BATCH
-                )
-            if not batch:
-                return
-            yield [AgentRecord.of(document) for document in batch]
+        while batch := await self._stock(after, at):
+            records = [AgentRecord.of(document) for document in batch]
+            lately = [record for record in records if instant is None or (record.updated_at or instant) >= instant]
+            if lately:
+                yield lately
             after = batch[-1]["_id"]
+
+    async def _stock(self, after: str, at: Time) -> list[dict[str, Any]]:
+        """The next agents as they were then, or, where that is too long ago for the database to tell, as they are."""
+        query = {"_id": {"$gt": after}}
+        with pymongo.timeout(_STOCK_SECONDS):
+            try:
+                return await self._mongo.agents_as_of(at, query, _STOCK_FIELDS, limit=_STOCK_BATCH)
+            except OperationFailure as error:
+                if error.code != _SNAPSHOT_TOO_OLD:
+                    raise
+                return await self._mongo.agents_as_of(None, query, _STOCK_FIELDS, limit=_STOCK_BATCH)
 
     def _gap(self, record: AgentRecord, now: Time) -> Entry:
         return Entry(
@@ -180,9 +205,9 @@ class ChangeLog:
             at=self._clock.now(),
             kinds=(GAP,),
             by="holdfast",
-            owner=record.owner,
-            pool=record.pool,
-            snapshot=snapshot_of(record)[1],
+            owner=record.last.get("owner", record.owner),
+            pool=record.last.get("pool", record.pool),
+            snapshot={**snapshot_of(record)[1], **({} if record.exists else {"deleted": True})},
         )
 
 

@@ -189,9 +189,10 @@ class Mongo:
         return reply["operationTime"].time, reply["operationTime"].inc
 
     async def agents_as_of(
-        self, time: Time, query: Mapping[str, Any], fields: Sequence[str], *, limit: int
+        self, time: Time | None, query: Mapping[str, Any], fields: Sequence[str], *, limit: int
     ) -> list[dict[str, Any]]:
-        """Agents in the order of their ids as they were at a cluster time, which must be some minutes old at most."""
+        """Agents in the order of their ids, as they were at a cluster time some minutes ago at most; now when None."""
+        then = {"level": "majority"} if time is None else {"level": "snapshot", "atClusterTime": Timestamp(*time)}
         reply = await self.database.command(
             "find",
             self.agents.name,
@@ -201,7 +202,8 @@ class Mongo:
             limit=limit,
             batchSize=limit,
             singleBatch=True,
-            readConcern={"level": "snapshot", "atClusterTime": Timestamp(*time)},
+            readConcern=then,
+            codec_options=CODEC,
         )
         found: list[dict[str, Any]] = reply["cursor"]["firstBatch"]
         return found

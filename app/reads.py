@@ -15,7 +15,8 @@ from models.errors import Unavailable
 from models.tenant import Scope
 
 MIN_VERSION_SECONDS = 2.0
-_VERSION_PAUSE = 0.02
+_VERSION_PAUSE = 0.01
+_ASKING_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,10 @@ class Reads:
         """The agent, not older than the newest event that the change stream has brought. Raises as `agent` does."""
         key = scope.agent_key(agent)
         entry = self._cache.look(key)
-        record = entry.record if entry is not None else await self._linearizable(key)
+        if entry is not None:
+            record = entry.record
+        else:
+            record = await self._brought_by(self._take_off(key))
         record.require_visible(scope)
         return record
 
@@ -74,8 +78,7 @@ class Reads:
         self._cache.tally.misses += 1
         heard_of = self._cache.newest(key)
         flight = self._cache.joinable(key) or self._take_off(key)
-        assert flight.landing is not None  # noqa: S101 - given by _take_off, before anybody can join
-        record = await asyncio.shield(flight.landing)
+        record = await self._brought_by(flight)
         if record.version < heard_of:
             return Seen(await self._store.read(key))
         return Seen(record, self._clock.monotonic() - flight.started)
@@ -95,8 +98,18 @@ class Reads:
         while (reached := await self._store.version(key)) < version:
             if self._clock.monotonic() >= until:
                 raise Unavailable(f"Version {version} is not there yet; it is at {reached}.", version=reached)
-            await asyncio.sleep(_VERSION_PAUSE)
+            await self._heard_of(key, version, until)
         return await self._linearizable(key)
+
+    async def _heard_of(self, key: str, version: int, until: float) -> None:
+        """Wait until the change stream tells of the version; not for long, as the stream may be silent."""
+        until = min(until, self._clock.monotonic() + _ASKING_SECONDS)
+        while self._cache.newest(key) < version and self._clock.monotonic() < until:  # noqa: ASYNC110 - short, bounded
+            await asyncio.sleep(_VERSION_PAUSE)
+
+    async def _brought_by(self, flight: Flight) -> AgentRecord:
+        assert flight.landing is not None  # noqa: S101 - given by _take_off, before anybody can join
+        return await asyncio.shield(flight.landing)
 
     def _take_off(self, key: str) -> Flight:
         """Begin a read of its own, which goes on when those who wait for it leave."""

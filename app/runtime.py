@@ -107,14 +107,23 @@ class Runtime:
         metrics.tell("log_entries", "Entries written to the change log.", lambda: scribe.written)
         metrics.show("log_backlog", "Entries that wait to be written.", lambda: scribe.backlog)
 
-    async def unsafe_bind_reason(self, host: str) -> str | None:
-        """Why the service must not listen on this address, or None when it may."""
-        if is_loopback(host) or await self.keys.required():
-            return None
-        return (
-            f"Without keys everybody who reaches {host} could do everything, so only loopback is served. "
-            "Create a key first: holdfast keys create --tenant default --right read --right write"
-        )
+
+async def unsafe_bind_reason(settings: Settings, uri: str) -> str | None:
+    """Why the service must not listen on the address of the settings, or None when it may."""
+    if is_loopback(settings.host):
+        return None
+    client = open_client(uri)
+    try:
+        keys = Keys(Mongo.of(client, settings.mongodb_database), SystemClock(), seconds=settings.call_seconds)
+        required = await keys.required()
+    finally:
+        await client.close()
+    if required:
+        return None
+    return (
+        f"Without keys everybody who reaches {settings.host} could do everything, so only loopback is served. "
+        "Create a key first: holdfast keys create --tenant default --right read --right write"
+    )
 
 
 def _caps(settings: Settings) -> Caps:

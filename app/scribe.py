@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 
 from pymongo.errors import PyMongoError
@@ -18,6 +18,7 @@ from models.event import Event, Time
 
 _BATCH = 500
 _BACKLOG = 10_000
+_REMEMBERED = 20_000
 _IDLE_SECONDS = 5.0
 _SWEEP_SECONDS = 3_600.0
 _CAUGHT_UP_SECONDS = 2.0
@@ -35,6 +36,7 @@ class Scribe:
         self._reached: Time = (0, 0)
         self._marked: Time = (0, 0)
         self._own: set[tuple[str, int]] = set()
+        self._written: OrderedDict[str, int] = OrderedDict()
         self._wake = asyncio.Event()
         self._moved = asyncio.Condition()
         self._task: asyncio.Task[None] | None = None
@@ -66,7 +68,8 @@ class Scribe:
             return
         await end(self._task)
         try:
-            await self._write()
+            while self._waiting:
+                await self._write()
         except PyMongoError as error:
             _log.warning("entries left for other replicas", entries=self._entries, error=type(error).__name__)
 
@@ -82,7 +85,8 @@ class Scribe:
 
     def wrote(self, event: Event) -> None:
         """This replica's own write was acknowledged: its readers are to find it in the log."""
-        self._own.add((event.key, event.version))
+        if self._written.get(event.key, 0) < event.version and len(self._own) < _REMEMBERED:
+            self._own.add((event.key, event.version))
 
     def lost(self) -> None:
         """The stream will not bring everything that is waited for."""
@@ -112,6 +116,9 @@ class Scribe:
             except PyMongoError as error:
                 _log.warning("the change log waits for the database", error=type(error).__name__)
                 await backoff.pause()
+            except Exception:  # noqa: BLE001 - the top of the loop: what could not be written stays in front
+                _log.exception("the change log can't be written")
+                await backoff.pause()
             else:
                 backoff.reset()
 
@@ -138,9 +145,19 @@ class Scribe:
             self._waiting.popleft()
         self._entries -= len(entries)
         self.written += len(entries)
-        self._own.difference_update((f"{entry.tenant}:{entry.agent}", entry.version) for entry in entries)
+        self._settle(entries)
         async with self._moved:
             self._moved.notify_all()
+
+    def _settle(self, entries: Sequence[Entry]) -> None:
+        """Remember what is written, also for an acknowledgement that comes only after it."""
+        for entry in entries:
+            key = f"{entry.tenant}:{entry.agent}"
+            self._own.discard((key, entry.version))
+            self._written[key] = entry.version
+            self._written.move_to_end(key)
+        while len(self._written) > _REMEMBERED:
+            self._written.popitem(last=False)
 
     async def _sweep(self) -> None:
         if self._clock.monotonic() >= self._sweep_at:

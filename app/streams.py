@@ -6,10 +6,11 @@ so nothing lies between, and what lies in both is told once.
 
 from __future__ import annotations
 
-import asyncio
+import time
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from app.backoff import Backoff
@@ -17,7 +18,6 @@ from app.changelog import ChangeLog, LogPage, LogQuery
 from app.feed import Feed, Item, Over, Subscription, log_topic
 from app.reads import Freshness, Reads
 from app.scribe import Scribe
-from models.agent import AgentRecord
 from models.change import DELETED
 from models.entry import Entry, position, time_of
 from models.errors import HoldfastError
@@ -71,7 +71,9 @@ class Streams:
             record = await self._reads.caught_up(scope, agent)
             if since is not None and since > record.version:
                 record = (await self._reads.agent(scope, agent, Freshness(strong=True))).record
-            items = self._agent_items(scope, record, heard, since, beat_seconds)
+            past = deque([] if since is None else steps_since(record, since))
+            past.append(News(record.version, (snapshot_of(record),)))
+            items = self._agent_items(scope, agent, past, heard, _Pulse(beat_seconds))
             return Stream(items, heard, stack.pop_all())
 
     async def of_log(self, scope: Scope, query: LogQuery, *, after: str | None, beat_seconds: float) -> Stream:
@@ -82,9 +84,10 @@ class Streams:
         with ExitStack() as stack:
             heard = stack.enter_context(self._feed.listening(log_topic(scope.tenant), scope.tenant))
             begin = self._feed.position or position((0, 0))
-            first = None if after is None else await self._changes.page(scope, query, after=after, limit=_PAGE)
-            items = self._log_items(scope, query, heard, begin, after or begin, first, beat_seconds)
-            return Stream(items, heard, stack.pop_all())
+            if after is not None:  # refused now, while there is still an answer to refuse it with
+                await self._changes.page(scope, query, after=after, limit=1)
+            tail = _LogTail(self._changes, scope, query, heard, _Pulse(beat_seconds))
+            return Stream(tail.items(begin, after), heard, stack.pop_all())
 
     async def page_of_log(self, scope: Scope, query: LogQuery, *, after: str | None, limit: int) -> LogPage:
         """A page of the log, which holds what this replica has acknowledged. Raises FeedGap, Unavailable."""
@@ -92,54 +95,22 @@ class Streams:
         return await self._changes.page(scope, query, after=after, limit=limit)
 
     async def _agent_items(
-        self, scope: Scope, record: AgentRecord, heard: Subscription[Any], since: int | None, beat_seconds: float
+        self, scope: Scope, agent: str, past: deque[News], heard: Subscription[Any], pulse: _Pulse
     ) -> AsyncIterator[Told]:
-        for news in [] if since is None else steps_since(record, since):
-            yield Item(news, 0)
-        yield Item(News(record.version, (snapshot_of(record),)), 0)
-        async for item in _beating(heard, beat_seconds):
-            if item is None:
-                yield None
-            elif item.value.version > record.version:
-                await self._find_workspace(scope, record.name_in_tenant, item)
-                yield item
-                if item.value.told and item.value.told[-1][0] == DELETED:
-                    return
-
-    async def _log_items(
-        self,
-        scope: Scope,
-        query: LogQuery,
-        heard: Subscription[Any],
-        begin: str,
-        after: str,
-        page: LogPage | None,
-        beat_seconds: float,
-    ) -> AsyncIterator[Told]:
-        if page is not None:
-            async for entry in self._missed(scope, query, page, begin, after):
-                after = entry.position
-                yield Item(entry, 0)
-        async for item in _beating(heard, beat_seconds):
-            if item is None:
-                yield None
-            elif item.value.position > after and query.matches(scope, item.value):
-                yield item
-
-    async def _missed(
-        self, scope: Scope, query: LogQuery, page: LogPage, begin: str, after: str
-    ) -> AsyncIterator[Entry]:
-        """The stored entries from a page on, until all that was told before `begin` is among them."""
-        backoff = Backoff()
+        """The past, let go of as it is read, then the news after it."""
+        version = past[-1].version
+        while past:
+            yield Item(past.popleft(), 0)
         while True:
-            for entry in page.entries:
-                after = entry.position
-                yield entry
-            if not page.more and page.complete_to >= time_of(begin):
+            item: Item[News] | None = await heard.next(pulse.left())
+            if pulse.beats():
+                yield None
+            if item is None or item.value.version <= version:
+                continue
+            await self._find_workspace(scope, agent, item)
+            yield item
+            if item.value.told and item.value.told[-1][0] == DELETED:
                 return
-            if not page.more:
-                await backoff.pause()
-            page = await self._changes.page(scope, query, after=after, limit=_PAGE)
 
     async def _find_workspace(self, scope: Scope, agent: str, item: Item[News]) -> None:
         """Put the workspace that HEAD came to into the news; once for all readers."""
@@ -158,13 +129,65 @@ class Streams:
             item.value = replace(news, told=told, moved_to=None)
 
 
-async def _beating(heard: Subscription[Any], seconds: float) -> AsyncIterator[Item[Any] | None]:
-    """What is heard, with a None every so many seconds, also while much comes that its reader does not want."""
-    loop = asyncio.get_running_loop()
-    due = loop.time() + seconds
-    while True:
-        left = due - loop.time()
-        item = await heard.next(left) if left > 0 else None
-        if item is None:
-            due = loop.time() + seconds
-        yield item
+class _Pulse:
+    """Says when a reader is to be shown that the stream lives, and asked whether it still may read."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._due = time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Seconds until the next beat."""
+        return max(0.0, self._due - time.monotonic())
+
+    def beats(self) -> bool:
+        """Whether it is time; then the next time is counted from now."""
+        if self.left():
+            return False
+        self._due = time.monotonic() + self._seconds
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class _LogTail:
+    """What one reader of a tenant's log gets."""
+
+    changes: ChangeLog
+    scope: Scope
+    query: LogQuery
+    heard: Subscription[Any]
+    pulse: _Pulse
+
+    async def items(self, begin: str, after: str | None) -> AsyncIterator[Told]:
+        """What was missed since `after` up to `begin`, where the subscription begins, then what it takes in."""
+        last = begin if after is None else after
+        if after is not None:
+            async for entry in self._missed(begin, after):
+                if entry is None:
+                    yield None
+                else:
+                    last = entry.position
+                    yield Item(entry, 0)
+        while True:
+            item: Item[Entry] | None = await self.heard.next(self.pulse.left())
+            if self.pulse.beats():
+                yield None
+            if item is not None and item.value.position > last and self.query.matches(self.scope, item.value):
+                yield item
+
+    async def _missed(self, begin: str, after: str) -> AsyncIterator[Entry | None]:
+        """The stored entries, until all that was told before `begin` is among them or the reader is gone."""
+        backoff = Backoff()
+        while not self.heard.ended:
+            page = await self.changes.page(self.scope, self.query, after=after, limit=_PAGE)
+            for entry in page.entries:
+                yield entry
+            if self.pulse.beats():
+                yield None
+            if page.onward is not None:
+                after = page.onward
+            elif page.complete_to >= time_of(begin):
+                return
+            else:
+                after = page.entries[-1].position if page.entries else after
+                await backoff.pause()

@@ -38,7 +38,8 @@ OPEN_SECONDS = 10.0
 _START_SECONDS = 5.0
 _ENTRY_BYTES = 300
 _BEATS_REMEMBERED = 64
-_HISTORY_LOST = frozenset({136, 260, 280, 286, 10334})
+_EVENT_TOO_LARGE = 10334
+_HISTORY_LOST = frozenset({136, 260, 280, 286, _EVENT_TOO_LARGE})
 """CappedPositionLost, InvalidResumeToken, ChangeStreamFatalError, ChangeStreamHistoryLost, an event over 16 MiB."""
 
 _log = get_logger(__name__)
@@ -72,6 +73,8 @@ class Watcher:
         self._tracing = tracing
         self._id = clock.new_id()
         self._token: Mapping[str, Any] | None = None
+        self._backoff = Backoff(1.0)
+        self._past_the_log = False
         self._nonce = 0
         self._sent: dict[int, float] = {}
         self._beaten = asyncio.Event()
@@ -100,28 +103,27 @@ class Watcher:
 
     async def _supervise(self) -> None:
         """Follow the stream for ever; after each end open it anew, sooner at first than later."""
-        backoff = Backoff(1.0)
         while True:
             try:
-                await self._follow(backoff)
+                await self._follow()
             except (PyMongoError, StreamEnded, TimeoutError) as error:
                 reason = str(error) if isinstance(error, StreamEnded) else type(error).__name__
                 if isinstance(error, OperationFailure) and error.code in _HISTORY_LOST:
-                    self._lose()
+                    self._lose(past_the_log=error.code == _EVENT_TOO_LARGE)
                 _log.warning("change stream closed", reason=reason)
-            except Exception:  # noqa: BLE001 - the top of the loop: logged, counted, and the replica is not ready
-                _log.exception("change stream closed by a failure of its own")
+            except Exception:  # noqa: BLE001 - the top of the loop: logged, counted, and what can't be told is a gap
+                _log.exception("change stream closed by an event that can't be told")
+                self._lose(past_the_log=True)
             finally:
                 self._cache.closed()
             self._metrics.stream_closed.inc()
-            await backoff.pause()
+            await self._backoff.pause()
 
-    async def _follow(self, backoff: Backoff) -> None:
+    async def _follow(self) -> None:
         """Open the stream and tell what it brings, until it ends. Raises StreamEnded, or what ended it."""
         stream = await self._open()
         async with stream:
             self._cache.opened()
-            backoff.reset()
             while stream.alive:
                 change = await self._next(stream)
                 if change is not None:
@@ -150,13 +152,16 @@ class Watcher:
             return await self._watch(after=self._token)
         since = await self._changes.start()
         try:
+            if self._past_the_log:
+                raise StreamEnded("the log's mark lies before what can't be told")
             stream = await self._watch(since=since)
-        except OperationFailure as error:
-            if error.code not in _HISTORY_LOST:
+        except (OperationFailure, StreamEnded) as error:
+            if isinstance(error, OperationFailure) and error.code not in _HISTORY_LOST:
                 raise
             _log.error("history lost: the change log gets a gap", since=since)
             since = await self._changes.record_gap()
             stream = await self._watch(since=since)
+        self._past_the_log = False
         self._feed.position = max(self._feed.position or "", position(since))
         return stream
 
@@ -164,17 +169,22 @@ class Watcher:
         with pymongo.timeout(OPEN_SECONDS):
             return await self._mongo.watch(self._id, **begin)
 
-    def _lose(self) -> None:
-        """What happened meanwhile is not to be had any more: readers have to resume, the log starts at its mark."""
+    def _lose(self, *, past_the_log: bool = False) -> None:
+        """What happened meanwhile is not to be had any more: readers have to resume once the stream is open again.
+
+        The log goes on at its mark, where other replicas have brought it; or, when not even that is to be had, past it.
+        """
         self._token = None
+        self._past_the_log = past_the_log
         self._feed.gap()
+        self._feed.position = None
         self._scribe.lost()
         self._metrics.stream_lost.inc()
 
     def _tell(self, change: Mapping[str, Any], size: int) -> None:
         """One event of the stream, to all who are to know of it."""
         if "documentKey" not in change:
-            self._lose()
+            self._lose(past_the_log=True)
             raise StreamEnded(f"a collection is gone ({change['operationType']})")
         time = (change["clusterTime"].time, change["clusterTime"].inc)
         if change["ns"]["coll"] == self._mongo.beats.name:
@@ -192,6 +202,7 @@ class Watcher:
         self._metrics.stream_lag.observe(self._clock.monotonic() - sent)
         if self._cache.age() is not None:  # a beat that was sent before the stream was opened makes nothing ready
             self._beaten.set()
+            self._backoff.reset()
 
     def _hear_agent(self, change: Mapping[str, Any], time: Time, size: int) -> None:
         event = _event(change, time)
@@ -228,6 +239,8 @@ class Watcher:
                 await self._write_beat()
             except PyMongoError as error:
                 _log.debug("heartbeat failed", error=type(error).__name__)
+            except Exception:  # noqa: BLE001 - the top of the loop: without heartbeats the replica is not ready
+                _log.exception("heartbeat failed")
             await asyncio.sleep(BEAT_SECONDS)
 
     async def _write_beat(self) -> None:

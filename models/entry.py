@@ -122,4 +122,12 @@ class LogEntry(Document):
             IndexModel([("tenant", 1), ("position", 1)], name="by_position"),
             IndexModel([("tenant", 1), ("agent", 1), ("position", 1)], name="by_agent"),
             IndexModel([("position", 1)], name="by_age"),
+            *(
+                IndexModel(
+                    [("tenant", 1), (field, 1), ("position", 1)],
+                    name=f"by_{field}",
+                    partialFilterExpression={field: {"$exists": True}},
+                )
+                for field in ("owner", "pool")
+            ),
         ]

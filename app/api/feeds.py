@@ -79,9 +79,10 @@ class FeedRoutes(Controller):
         streams: NamedDependency[Streams],
         keyring: NamedDependency[Keys],
         last_event_id: LastEventId = None,
+        after: Annotated[str | None, QueryParameter(name="last_event_id", description="As the header.")] = None,
         ticket: TicketParameter = None,  # noqa: ARG002 - read by the guard
     ) -> EventStream:
-        since = _since(last_event_id)
+        since = _since(last_event_id or after)
         stream = await streams.of_agent(caller, agent_id, since=since, beat_seconds=HEARTBEAT_SECONDS)
         return EventStream(stream, news_frame, _allowed(keyring, caller))
 
@@ -101,13 +102,12 @@ class FeedRoutes(Controller):
         ticket: TicketParameter = None,  # noqa: ARG002 - read by the guard
     ) -> Answer[shapes.ChangeList]:
         query = _query(agent, kinds, pool)
-        if MEDIA_TYPE in (accept or ""):
+        if MEDIA_TYPE in (accept or "").lower():
             after = _after(last_event_id) or _after(cursor)
             stream = await streams.of_log(caller, query, after=after, beat_seconds=HEARTBEAT_SECONDS)
             return EventStream(stream, entry_frame, _allowed(keyring, caller))
         found = await streams.page_of_log(caller, query, after=_after(cursor), limit=limit)
-        onward = found.entries[-1].position if found.more else None
-        return page([shown_entry(entry) for entry in found.entries], onward)
+        return page([shown_entry(entry) for entry in found.entries], found.onward)
 
     @post("/tickets", **TICKET, summary="Get a ticket for one feed, for a browser that can't send headers")
     async def ticket(self, caller: Caller, keyring: NamedDependency[Keys]) -> Answer[shapes.Ticket]:

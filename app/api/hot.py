@@ -17,7 +17,7 @@ from app.api.edge import ACCESS_LOG, request_id
 from app.api.security import Doorkeeper, token_of
 from app.api.shown import Headers, Shown, show
 from app.cache import Cache, Entry
-from app.telemetry import Metrics
+from app.telemetry import Metrics, get_logger
 from app.tenancy import Keys
 from app.tracing import Tracing, valid_traceparent
 from models.errors import HoldfastError
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 ROUTE = "/v1/agents/{agent_id}"
 _PREFIX = "/v1/agents/"
+_log = get_logger(__name__)
 _READERS = frozenset({Right.READ, Right.RUNNER})
 _UNUSUAL = frozenset({b"origin", b"cache-control"})
 _READ_ONCE = frozenset({b"host", b"authorization", b"if-none-match", b"x-request-id", b"traceparent"})
@@ -46,15 +47,14 @@ class HotRead:
         self._cache = cache
         self._keyring = keyring
         self._doorkeeper = doorkeeper
-        self._tracing = tracing
         self._staleness = metrics.staleness
         self._seconds = {status: metrics.request_seconds.labels("GET", ROUTE, status) for status in (200, 304)}
-        self._each_is_logged = logging.getLogger(ACCESS_LOG).isEnabledFor(logging.DEBUG)
+        self._each_is_told = tracing.on or logging.getLogger(ACCESS_LOG).isEnabledFor(logging.DEBUG)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == ScopeType.HTTP and scope["method"] == "GET" and not scope["query_string"]:
             started = time.perf_counter()
-            answer = self._answer(scope["path"], scope["headers"])
+            answer = self._answer_or_none(scope["path"], scope["headers"])
             if answer is not None:
                 status, headers, body = answer
                 await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -63,9 +63,16 @@ class HotRead:
                 return
         await self._app(scope, receive, send)
 
+    def _answer_or_none(self, path: str, headers: Any) -> Answer | None:
+        try:
+            return self._answer(path, headers)
+        except Exception:  # noqa: BLE001 - the outermost layer: what fails here is logged, and the handlers answer
+            _log.exception("hot read failed")
+            return None
+
     def _answer(self, path: str, headers: Any) -> Answer | None:
         """The answer, or None when this is not the plain case."""
-        if not path.startswith(_PREFIX) or self._each_is_logged:
+        if not path.startswith(_PREFIX) or self._each_is_told:
             return None
         sent = _plain(headers)
         entry = None if sent is None else self._readable(path[len(_PREFIX) :], sent)
@@ -98,7 +105,7 @@ class HotRead:
         ]
         trace = sent.get(b"traceparent")
         if trace is not None:
-            if self._tracing.on or valid_traceparent(trace.decode("latin-1")) is None:
+            if valid_traceparent(trace.decode("latin-1")) is None:
                 return None
             echoed.append((b"traceparent", trace))
         return echoed

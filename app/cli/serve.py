@@ -17,13 +17,16 @@ from litestar.types import ASGIApp
 from app.cli.console import Failure, database, say
 from app.config import Settings
 from app.mongo import check
-from app.runtime import Runtime, application_of
+from app.runtime import Runtime, application_of, unsafe_bind_reason
 from app.telemetry import configure_logging
 
 if sys.platform != "win32":
     import resource
 
 _BACKLOG = 2048
+_STUCK_MS = 90_000
+"""A connection whose other end takes nothing for so long is cut by the system; no one else would."""
+
 _FILES = 65_536
 """Connections that one replica may hold open, feeds above all, if the system lets it."""
 
@@ -72,16 +75,14 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
             f"Can't listen on {settings.host}:{settings.port}: {error.strerror}. Choose another with --port."
         ) from error
     with listener:
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _STUCK_MS)
         yield listener
 
 
 async def _refuse_unfit(settings: Settings, uri: str) -> None:
     await check(uri)
-    runtime = Runtime(settings, uri)
-    try:
-        reason = await runtime.unsafe_bind_reason(settings.host)
-    finally:
-        await runtime.mongo.client.close()
+    reason = await unsafe_bind_reason(settings, uri)
     if reason is not None:
         raise Failure(reason)
 
