@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import httpx
 from tests.harness import Replica
 
 STREAM = {"Accept": "text/event-stream"}
-_LIFE_SECONDS = 1.2
+_PAUSE_SECONDS = 0.05
 _TIMEOUT = httpx.Timeout(10, read=30)
 """The feed sends something every 15 s."""
 
@@ -49,11 +50,15 @@ class Follower:
 
     path: str
     last_id: str | None = None
+    life_seconds: float = 1.0
+    """How long a connection lives at most, before it is cut."""
     connections: list[list[Told]] = field(default_factory=list)
     """What was told, by connection; the last one is open or was the last."""
     cuts: int = 0
     cuts_amid: int = 0
     """Cuts between the events of one commit."""
+    refusals: int = 0
+    """Times that the replica was not able to open the feed."""
     ends: int = 0
     """Connections that the replica ended, in peace, with a gap or by its death."""
 
@@ -78,6 +83,8 @@ class Follower:
             ):
                 if response.status_code != 200:
                     assert response.status_code == 503, (await response.aread()).decode()
+                    self.refusals += 1
+                    await asyncio.sleep(_PAUSE_SECONDS)
                     return
                 self.connections.append([])
                 async for event in told(response):
@@ -89,15 +96,19 @@ class Follower:
                         return
         self.ends += 1
 
-    async def follow_cut_off(self, replicas: Sequence[Replica], done: Callable[[Follower], bool]) -> None:
+    async def follow_cut_off(
+        self, replicas: Sequence[Replica], done: Callable[[Follower], bool], *, cut_amid: float = 0
+    ) -> None:
         """Follow on random replicas, cut off at random moments, until `done` holds."""
         while not done(self):
             replica = random.choice(replicas)  # noqa: S311
-            try:
-                async with asyncio.timeout(random.uniform(0, _LIFE_SECONDS)):  # noqa: S311
-                    await self.follow(replica.url, until=done, cut_amid=0.05)
-            except TimeoutError:
-                self.cuts += 1
+            cut_at = time.monotonic() + random.uniform(0, self.life_seconds)  # noqa: S311
+            reading = asyncio.create_task(self.follow(replica.url, until=done, cut_amid=cut_amid))
+            while not (reading.done() or done(self) or time.monotonic() > cut_at):
+                await asyncio.wait({reading}, timeout=0.02)
+            self.cuts += reading.cancel()
+            with suppress(asyncio.CancelledError):
+                await reading
 
     def _take(self, event: Told) -> None:
         self.connections[-1].append(event)

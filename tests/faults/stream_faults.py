@@ -20,10 +20,13 @@ from app.mongo import Mongo
 from app.store import Store
 from models.event import Event
 
-CALM, WILD, DEAD, MUTE, LATE, LOST, GONE = "calm", "wild", "dead", "mute", "late", "lost", "gone"
+CALM, WILD, DEAD, MUTE, LATE = "calm", "wild", "dead", "mute", "late"
 """Orders: no faults; faults at random; no stream at all; the stream that is open brings nothing any more; all comes
-`LATE_SECONDS` late; once 286, and what was missed is still to be had from the log's mark on; once 286, and it is not.
-"""
+`LATE_SECONDS` late."""
+
+LOST, GONE, SEVERED = "lost", "gone", "severed"
+"""Orders: 286 once, and what was missed is still to be had from the log's mark on; once, and it is not; 286, and then
+no stream at all."""
 
 BROKEN, ENDED, HUNG, HELD, REFUSED = "broken", "ended", "hung", "held back", "refused"
 SLOW, FORGOTTEN = "read slowly", "forgotten"
@@ -125,7 +128,7 @@ class _Script:
 
     def refuse(self) -> None:
         """Raise what the opening of a stream is to fail with."""
-        if self._faults.told()[1] == DEAD:
+        if self._faults.told()[1] in (DEAD, SEVERED):
             raise _unreachable()
         if self._refusals:
             self._faults.note(REFUSED)
@@ -154,7 +157,7 @@ class _Script:
         if order == MUTE and once:
             self._faults.note(MUTE)
             stream.mute = True
-        if order == LOST and once:
+        if order == SEVERED or (order == LOST and once):
             self._lose()
         if order == GONE and once:
             self._faults.note(GONE)

@@ -27,7 +27,9 @@ pytestmark = pytest.mark.asyncio
 _log = logging.getLogger(__name__)
 
 AGENTS = 3
-FOLLOWERS = 3
+LIVES = (0.7, 1.5, 30.0)
+"""How long the connections of each follower live at most."""
+
 WRITE_PAUSE = 0.05
 FOUND_SECONDS = 30.0
 LOG = "/v1/changes"
@@ -152,7 +154,7 @@ async def test_each_commit_is_told_once_whatever_is_cut_killed_or_broken(house: 
     async with clients_of(*replicas) as clients, asyncio.TaskGroup() as group:
         begin = await end_of_log(clients[0])
         commits = await new_agents(clients[0])
-        followers = [Follower(LOG, last_id=begin) for _ in range(FOLLOWERS)]
+        followers = [Follower(LOG, last_id=begin, life_seconds=seconds) for seconds in LIVES]
         final: list[str] = []
 
         def has_heard_all(follower: Follower) -> bool:

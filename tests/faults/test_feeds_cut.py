@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from tests.faults.sse_client import Follower, Told
-from tests.faults.stream_faults import CALM, GONE, LOST, WILD, Faults
+from tests.faults.stream_faults import CALM, GONE, LOST, SEVERED, WILD, Faults
 from tests.harness import (
     Replica,
     clients_of,
@@ -33,7 +33,10 @@ pytestmark = pytest.mark.asyncio
 _log = logging.getLogger(__name__)
 
 WRITERS = 3
-FOLLOWERS = 6
+LIVES = (0.5, 1.0, 2.0, 30.0, 30.0, 30.0)
+"""How long the connections of each follower live at most; some are there when the stream behind them breaks."""
+
+CUT_AMID = 0.05
 WRITE_PAUSE = 0.05
 FOUND_SECONDS = 30.0
 
@@ -107,7 +110,7 @@ async def test_followers_that_are_cut_hear_each_step_once_and_in_order(house: Ho
     """Cut, killed and broken: after dropping repeats by id, each follower has exactly the agent's steps, by seq."""
     replicas, faults = house
     agent = await new_agent(replicas[0])
-    followers = [Follower(f"/v1/agents/{agent}/events") for _ in range(FOLLOWERS)]
+    followers = [Follower(f"/v1/agents/{agent}/events", life_seconds=seconds) for seconds in LIVES]
     for follower in followers:
         await follower.follow(replicas[0].url, until=lambda follower: has_heard(follower, 1))
     written: Steps = {}
@@ -119,7 +122,9 @@ async def test_followers_that_are_cut_hear_each_step_once_and_in_order(house: Ho
 
     async with clients_of(*replicas) as clients, asyncio.TaskGroup() as group:
         for follower in followers:
-            group.create_task(follower.follow_cut_off(replicas, has_heard_all))
+            group.create_task(
+                follower.follow_cut_off(replicas, has_heard_all, cut_amid=CUT_AMID / follower.life_seconds)
+            )
         writers = [group.create_task(append_on(clients, agent, written, over)) for _ in range(WRITERS)]
         await _kill_while_streams_fail(replicas, faults, written)
         over.set()
@@ -191,3 +196,35 @@ async def test_lost_history_ends_feeds_with_a_gap_and_is_over_soon(house: House,
         assert steps_once(follower.all) == marks.steps
         for connection in follower.connections:
             assert_in_order(connection)
+
+
+async def test_feed_opened_while_history_is_lost_misses_nothing(house: House) -> None:
+    """Opened between the loss and the next stream, which begins where other replicas have come to by then."""
+    replicas, faults = house
+    agent = await new_agent(replicas[0])
+    lost = replicas[1].metric("holdfast_stream_lost_total")
+    faults[1].order(SEVERED)
+    await wait_until_async(lambda: replicas[1].metric("holdfast_stream_lost_total") > lost, 10, "the loss")
+    steps = Follower(f"/v1/agents/{agent}/events", last_id="1", life_seconds=60)
+    log = Follower("/v1/changes", life_seconds=60)
+    final: list[int] = []
+
+    def has_heard_last(follower: Follower) -> bool:
+        return bool(final) and any(event.data.get("version") == final[0] for event in follower.all if event.id)
+
+    async with clients_of(*replicas) as clients, asyncio.TaskGroup() as group:
+        log.last_id = (await clients[0].get("/v1/changes", params={"agent": agent})).json()["items"][0]["cursor"]
+        for follower in (steps, log):
+            group.create_task(follower.follow_cut_off(replicas[1:], has_heard_last))
+        await wait_until_async(lambda: all(f.connections or f.refusals for f in (steps, log)), 10, "answers")
+        for number in range(5):
+            await append([clients[0]], agent, [{"id": f"unheard-{number}", "role": "agent"}])
+        assert len((await clients[0].get("/v1/changes", params={"agent": agent})).json()["items"]) == 6
+        faults[1].order(CALM)
+        await asyncio.to_thread(replicas[1].wait_ready, 10)
+        await append([clients[0]], agent, [{"id": "heard", "role": "agent"}])
+        marks = await read_marks(clients[0], agent)
+        final.append(marks.agent["version"])
+    assert steps_once(steps.all) == marks.steps
+    logged = [event.data["version"] for event in log.all if event.kind == "change" and event.data["agent"] == agent]
+    assert logged == list(range(2, final[0] + 1))
