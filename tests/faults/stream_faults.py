@@ -111,7 +111,8 @@ class _Script:
 
     def __init__(self, faults: Faults) -> None:
         self._faults = faults
-        self._random = random.Random(f"{faults.name} {faults.seed}")  # noqa: S311
+        begun = faults.happened().total()  # another course after each restart
+        self._random = random.Random(f"{faults.name} {faults.seed} {begun}")  # noqa: S311
         self._deck: list[str] = []
         self._next_at = 0.0
         self._late_until = 0.0
