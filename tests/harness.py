@@ -426,11 +426,18 @@ class Marks:
 
 async def read_marks(client: httpx.AsyncClient, agent: str) -> Marks:
     """What the agent holds, by a linearizable read."""
-    whole = await client.get(f"/v1/agents/{agent}?steps=all&steps_limit=10000", headers=STRONG)
-    results = await client.get(f"/v1/agents/{agent}/results", headers=STRONG)
-    assert whole.status_code == results.status_code == 200, (whole.text[:300], results.text[:300])
-    body = whole.json()
-    return Marks(body, body["steps"], frozenset(results.json()["results"]), frozenset(body["settings"]))
+    body = await _read_at_last(client, f"/v1/agents/{agent}?steps=all&steps_limit=10000")
+    results = await _read_at_last(client, f"/v1/agents/{agent}/results")
+    return Marks(body, body["steps"], frozenset(results["results"]), frozenset(body["settings"]))
+
+
+async def _read_at_last(client: httpx.AsyncClient, path: str) -> Any:
+    """What a linearizable read says, asked again while the database has not come back to itself."""
+    until = time.monotonic() + 30
+    while (answer := await client.get(path, headers=STRONG)).status_code == 503 and time.monotonic() < until:
+        await asyncio.sleep(float(answer.headers["Retry-After"]))
+    assert answer.status_code == 200, answer.text[:300]
+    return answer.json()
 
 
 def assert_one_chain(steps: Iterable[Mapping[str, Any]]) -> None:

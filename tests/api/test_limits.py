@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import pytest_asyncio
@@ -161,7 +162,8 @@ async def test_many_settings_are_one_agent(small: Api) -> None:
 @pytest.mark.parametrize("value", [{"$ref": "a", "$id": 1}, {"x": [{"$ref": "a", "$id": {}, "$db": "b", "y": None}]}])
 async def test_objects_that_look_like_references_come_back_as_they_were(api: Api, value: Json) -> None:
     """`$ref` and `$id` are keys like any other, wherever they stand."""
-    agent = await api.made(settings={"schema": value}, delegate={"user": value})
+    mark = uuid4().hex
+    agent = await api.made(settings={"schema": value}, delegate={"user": value}, labels={"mark": mark})
     await agent.call("PUT", "/workspace", value)
     await agent.call(
         "POST", "/steps", {"id": "s", "role": "tool", "data": value, "tool_results": [{"id": "c", "output": value}]}
@@ -171,8 +173,8 @@ async def test_objects_that_look_like_references_come_back_as_they_were(api: Api
     assert whole["settings"]["schema"] == whole["delegate"]["user"] == value
     assert whole["steps"][0]["data"] == whole["steps"][0]["tool_results"][0]["output"] == value
     assert await agent.read("/workspace") == value == (await agent.read("/results/key"))["result"]
-    listed = (await api.call("GET", "/v1/agents", limit=200)).json()["items"]
-    assert next(item for item in listed if item["id"] == agent.id)["settings"]["schema"] == value
+    (listed,) = (await api.call("GET", "/v1/agents", label=f"mark:{mark}")).json()["items"]
+    assert listed["settings"]["schema"] == value
 
 
 async def test_only_steps_have_key_limits_of_their_own(small: Api) -> None:
