@@ -434,8 +434,10 @@ async def read_marks(client: httpx.AsyncClient, agent: str) -> Marks:
 async def _read_at_last(client: httpx.AsyncClient, path: str) -> Any:
     """What a linearizable read says, asked again while the database has not come back to itself."""
     until = time.monotonic() + 30
-    while (answer := await client.get(path, headers=STRONG)).status_code == 503 and time.monotonic() < until:
+    answer = await client.get(path, headers=STRONG)
+    while answer.status_code == 503 and time.monotonic() < until:
         await asyncio.sleep(float(answer.headers["Retry-After"]))
+        answer = await client.get(path, headers=STRONG)
     assert answer.status_code == 200, answer.text[:300]
     return answer.json()
 
