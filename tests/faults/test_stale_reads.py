@@ -290,6 +290,8 @@ async def test_replica_without_a_stream_is_not_ready_and_its_reads_are_fresh(hou
     """503 within 5 s and for as long as there is no stream; 200 by itself afterwards; the other one stays ready."""
     house.order(CALM)
     other, deaf = house.replicas
+    for replica in house.replicas:
+        await asyncio.to_thread(replica.wait_ready, 10)
     async with traffic(house.replicas) as ledger:
         await ledger.moves(BACK_SECONDS)
         began = time.monotonic()
