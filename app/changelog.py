@@ -84,9 +84,10 @@ class ChangeLog:
 
     async def start(self) -> Time:
         """The cluster time from which on this replica has to write what happens, for the log to have no hole."""
-        if await self._mark() is None:
-            await self.record_gap()
         mark = await self._mark()
+        if mark is None:
+            await self.record_gap()
+            mark = await self._mark()
         return (0, 1) if mark is None else time_of(mark["complete_to"])
 
     async def write(self, entries: Sequence[Entry], complete_to: Time) -> None:

@@ -53,7 +53,7 @@ class Stream:
 
 
 class Streams:
-    """Opens streams. Each raises TooMany over the caps, and Unavailable while the change stream was never open."""
+    """Opens streams. Each raises TooMany over the caps; Unavailable while no stream is open or history was lost."""
 
     def __init__(self, feed: Feed, reads: Reads, changes: ChangeLog, scribe: Scribe) -> None:
         self._feed = feed

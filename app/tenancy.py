@@ -19,7 +19,7 @@ from pymongo.errors import PyMongoError
 
 from app.clock import Clock
 from app.mongo import Mongo, unavailable_when_failing
-from models.errors import InvalidRequest, NotFound, Unauthenticated, Unavailable
+from models.errors import InvalidRequest, NotFound, Unauthenticated
 from models.ids import check_id
 from models.tenant import ANONYMOUS, KeyRecord, Right, Scope, TicketRecord
 
@@ -51,13 +51,10 @@ class Keys:
 
     async def authenticate(self, token: str | None) -> Scope:
         """The scope of a token (None: no key was sent). Raises Unauthenticated; Unavailable without a database."""
-        try:
-            with pymongo.timeout(self._seconds):
-                if token is None:
-                    return await self._without_key()
-                return (await self._verified(token)).scope()
-        except PyMongoError as error:
-            raise Unavailable("The database does not answer; try again.") from error
+        with unavailable_when_failing(self._seconds):
+            if token is None:
+                return await self._without_key()
+            return (await self._verified(token)).scope()
 
     def glance(self, token: str | None) -> Scope | None:
         """What `authenticate` would answer, if that is known without asking the database; else None."""
@@ -85,7 +82,7 @@ class Keys:
                 if token is None:
                     await self._look_at_latch()
                 elif match := _TOKEN.match(token):
-                    await self._look_up(match[1])
+                    await self._fetch(match[1])
         except PyMongoError:
             return  # whoever needs to know will ask and be told
         finally:
@@ -204,9 +201,9 @@ class Keys:
         until, record = self._known.get(key, (0.0, None))
         if record is not None and self._clock.monotonic() < until:
             return record
-        return await self._look_up(key)
+        return await self._fetch(key)
 
-    async def _look_up(self, key: str) -> KeyRecord | None:
+    async def _fetch(self, key: str) -> KeyRecord | None:
         now = self._clock.monotonic()
         # unscoped: the key itself tells the tenant
         found = await self._mongo.keys.find_one({"_id": key, "revoked_at": None})

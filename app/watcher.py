@@ -151,19 +151,23 @@ class Watcher:
         if self._token is not None:
             return await self._watch(after=self._token)
         since = await self._changes.start()
-        try:
-            if self._past_the_log:
-                raise StreamEnded("the log's mark lies before what can't be told")
-            stream = await self._watch(since=since)
-        except (OperationFailure, StreamEnded) as error:
-            if isinstance(error, OperationFailure) and error.code not in _HISTORY_LOST:
-                raise
+        stream = None if self._past_the_log else await self._watch_from(since)
+        if stream is None:
             _log.error("history lost: the change log gets a gap", since=since)
             since = await self._changes.record_gap()
             stream = await self._watch(since=since)
         self._past_the_log = False
         self._feed.position = max(self._feed.position or "", position(since))
         return stream
+
+    async def _watch_from(self, since: Time) -> AsyncChangeStream[RawBSONDocument] | None:
+        """The stream from a cluster time on; None when the database no longer has what happened then."""
+        try:
+            return await self._watch(since=since)
+        except OperationFailure as error:
+            if error.code not in _HISTORY_LOST:
+                raise
+            return None
 
     async def _watch(self, **begin: Any) -> AsyncChangeStream[RawBSONDocument]:
         with pymongo.timeout(OPEN_SECONDS):

@@ -73,11 +73,11 @@ def fold(changes: Sequence[Change]) -> Assignments:
     inside: dict[str, dict[str, Any]] = {}
     for change in changes:
         for path in change.drops:
-            _assign(fields, inside, path, _DROPPED)
+            _assign(fields, inside, path, DROPPED)
         for path, value in change.sets.items():
-            _assign(fields, inside, path, _DROPPED if value is None and "." not in path else value)
+            _assign(fields, inside, path, DROPPED if value is None and "." not in path else value)
     assigned = {**fields, **{path: value for paths in inside.values() for path, value in paths.items()}}
-    sets = {path: value for path, value in assigned.items() if value is not _DROPPED}
+    sets = {path: value for path, value in assigned.items() if value is not DROPPED}
     return Assignments(sets, frozenset(assigned.keys() - sets.keys()))
 
 
@@ -133,7 +133,8 @@ def _told(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-_DROPPED: Any = object()
+DROPPED: Any = object()
+"""Stands for a value that is taken out."""
 
 
 def _assign(fields: dict[str, Any], inside: dict[str, dict[str, Any]], path: str, value: Any) -> None:
@@ -146,13 +147,13 @@ def _assign(fields: dict[str, Any], inside: dict[str, dict[str, Any]], path: str
         inside.pop(name, None)
         fields[name] = value
     elif name in fields:
-        fields[name] = _placed(fields[name], rest.split("."), value)
+        fields[name] = placed(fields[name], rest.split("."), value)
     else:
         inside.setdefault(name, {})[path] = value
 
 
-def _placed(holder: Mapping[str, Any], parts: Sequence[str], value: Any) -> dict[str, Any]:
+def placed(holder: Mapping[str, Any], parts: Sequence[str], value: Any) -> dict[str, Any]:
     """The map with the value put in its place, or taken out."""
     key, *deeper = parts
-    placed = {**holder, key: _placed(holder.get(key, {}), deeper, value) if deeper else value}
-    return {key: value for key, value in placed.items() if value is not _DROPPED}
+    changed = {**holder, key: placed(holder.get(key, {}), deeper, value) if deeper else value}
+    return {key: value for key, value in changed.items() if value is not DROPPED}

@@ -13,6 +13,7 @@ from typing import Any
 import bson
 
 from models.agent import AgentRecord
+from models.change import DROPPED, placed
 
 Time = tuple[int, int]
 """A cluster time: seconds, and a number within the second. The order of commits is the order of their times."""
@@ -57,7 +58,7 @@ def patched(record: AgentRecord, event: Event) -> AgentRecord:
     fields: dict[str, Any] = {}
     growth = 0
     for path in event.drops:
-        growth += _assign(record, fields, path, _DROPPED)
+        growth += _assign(record, fields, path, DROPPED)
     for path, value in event.sets.items():
         growth += _assign(record, fields, path, value)
     known = record.size_bytes is not None and record.exists  # what a tombstone stores is not seen from its record
@@ -65,36 +66,23 @@ def patched(record: AgentRecord, event: Event) -> AgentRecord:
     return record.model_copy(update={**fields, "size_bytes": size})
 
 
-_DROPPED: Any = object()
-
-
 def _assign(record: AgentRecord, fields: dict[str, Any], path: str, value: Any) -> int:
     """Put a value in its place among the fields that differ from the record; by how many bytes that grows it."""
     name, *inner = path.split(".", 2)
     held: Any = fields.get(name, getattr(record, name, None))
     if not inner:
-        fields[name] = _default(name) if value is _DROPPED else value
+        fields[name] = _default(name) if value is DROPPED else value
         return _bytes_of(name, value) - (0 if held is None else _bytes_of(name, held))
     if name not in fields:
         held = fields[name] = dict(held)
     key = inner[0]
-    before = held.get(key, _DROPPED)
-    after = value if len(inner) == 1 else _with(before, inner[1], value)
-    if after is _DROPPED:
+    before = held.get(key, DROPPED)
+    after = value if len(inner) == 1 else placed({} if before is DROPPED else before, inner[1:], value)
+    if after is DROPPED:
         held.pop(key, None)
     else:
         held[key] = after
     return _bytes_of(key, after) - _bytes_of(key, before)
-
-
-def _with(held: Any, key: str, value: Any) -> dict[str, Any]:
-    """A map with one value put in its place, or taken out."""
-    placed = {} if held is _DROPPED else dict(held)
-    if value is _DROPPED:
-        placed.pop(key, None)
-    else:
-        placed[key] = value
-    return placed
 
 
 def _default(name: str) -> Any:
@@ -105,7 +93,7 @@ def _default(name: str) -> Any:
 
 def _bytes_of(name: str, value: Any) -> int:
     """The bytes that a field takes in its document."""
-    return 0 if value is _DROPPED else len(bson.encode({name: value})) - _EMPTY_BYTES
+    return 0 if value is DROPPED else len(bson.encode({name: value})) - _EMPTY_BYTES
 
 
 _EMPTY_BYTES = 5

@@ -55,18 +55,18 @@ class Doorkeeper:
         self._hosts = _LOOPBACK | {settings.host.lower(), *(host.lower() for host in settings.allowed_hosts)}
         self._origins = frozenset(origin.rstrip("/").lower() for origin in settings.allowed_origins)
         self._any_host = "*" in settings.allowed_hosts
-        self._known: dict[bytes, bool] = {}
+        self._known: set[bytes] = set()
 
     def knows(self, host: bytes) -> bool:
         """Whether a Host is certainly served; asked again for the same one, the answer costs nothing."""
-        known = self._known.get(host)
-        if known is None:
-            try:
-                self.check(host.decode("latin-1"), None)
-            except HoldfastError:
-                return False
-            if len(self._known) < _HOSTS_REMEMBERED:
-                self._known[host] = True
+        if host in self._known:
+            return True
+        try:
+            self.check(host.decode("latin-1"), None)
+        except HoldfastError:
+            return False
+        if len(self._known) < _HOSTS_REMEMBERED:
+            self._known.add(host)
         return True
 
     def check(self, host: str | None, origin: str | None) -> None:
