@@ -484,6 +484,7 @@ async def test_log_that_begins_late_has_a_gap_for_every_agent(
         entries = await log(alone.api)
         assert sorted(versions(entries)) == sorted([(agent.id, 4), (gone.id, 2)])
         assert {tuple(entry["kinds"]) for entry in entries} == {("gap",)}
+        assert {entry["agent"] for entry in entries if entry["snapshot"].get("deleted")} == {gone.id}
         (found,) = await log(alone.api, agent=agent.id, kinds="settings")
         assert found["snapshot"] == {"version": 4, "state": "pending", "head": "a", "branch": None}
         assert (found["by"], found["pool"]) == ("holdfast", "blue")
