@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
 
 from app.clock import Clock
 from models.agent import AgentRecord
@@ -43,7 +44,7 @@ class Entry:
     record: AgentRecord
     used: float
     bytes: int
-    shown: object | None = None
+    shown: Any = None
 
 
 @dataclass(eq=False, slots=True)
@@ -172,15 +173,20 @@ class Cache:
 
     def look(self, key: str) -> Entry | None:
         """The copy, when it may answer now."""
+        found = self.glance(key, self._clock.monotonic())
+        return None if found is None else found[0]
+
+    def glance(self, key: str, now: float) -> tuple[Entry, float] | None:
+        """The copy when it may answer at this monotonic time, the present, and by how many seconds it may be behind."""
         entry = self._entries.get(key)
         if entry is None or self._complete_to is None:
             return None
-        now = self._clock.monotonic()
-        if now - self._complete_to > STALE_SECONDS:
+        age = now - self._complete_to
+        if age > STALE_SECONDS:
             return None
         entry.used = now
         self._entries.move_to_end(key)
-        return entry
+        return entry, age
 
     def newest(self, key: str) -> int:
         """The newest version that this replica has heard of and not forgotten; 0 for none."""
@@ -217,7 +223,7 @@ class Cache:
             return
         self._put(flight.key, entry or Entry(record, self._clock.monotonic(), 0), record)
 
-    def show(self, entry: Entry, shown: object, size: int) -> None:
+    def show(self, entry: Entry, shown: Any, size: int) -> None:
         """Keep with a copy what the edge made of it, `size` bytes more."""
         entry.shown = shown
         if self._entries.get(entry.record.id) is entry:

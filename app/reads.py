@@ -71,10 +71,10 @@ class Reads:
         return record
 
     async def _lately(self, key: str, min_version: int) -> Seen:
-        entry = self._cache.look(key)
-        if entry is not None and entry.record.version >= min_version:
+        found = self._cache.glance(key, self._clock.monotonic())
+        if found is not None and found[0].record.version >= min_version:
             self._cache.tally.hits += 1
-            return Seen(entry.record, self._cache.age() or 0.0)
+            return Seen(found[0].record, found[1])
         self._cache.tally.misses += 1
         heard_of = self._cache.newest(key)
         flight = self._cache.joinable(key) or self._take_off(key)

@@ -12,7 +12,9 @@ import hmac
 import re
 import secrets
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from math import inf
 
 import pymongo
 from pymongo.errors import PyMongoError
@@ -31,10 +33,37 @@ OPEN_SECONDS = 1.0
 
 TICKET_LIFE = timedelta(seconds=30)
 
-_RENEWED_BEFORE = 0.3
+_GRACE_SECONDS = 0.3
 _TOKEN = re.compile(r"hf_([0-9A-Za-z]{22})_([A-Za-z0-9_-]{43})\Z")
 _LATCH = "latch"
 _CACHE = 10_000
+
+
+@dataclass(eq=False, slots=True)
+class Admission:
+    """Lets a caller in until a monotonic time, which moves on when the database is asked again.
+
+    For a short while longer it is good enough for those who would be let in while that happens.
+    """
+
+    scope: Scope
+    until: float = -inf
+
+    def extend(self, asked: float, seconds: float) -> None:
+        """The database, asked at this time, let the caller in: so many seconds are good, the grace among them."""
+        self.until = asked + seconds - _GRACE_SECONDS
+
+    def end(self) -> None:
+        """Let nobody in any more."""
+        self.until = -inf
+
+
+@dataclass(slots=True)
+class _Known:
+    """A key as it was last read, and the admission of those who hold it."""
+
+    record: KeyRecord
+    admission: Admission
 
 
 class Keys:
@@ -45,9 +74,9 @@ class Keys:
         self._clock = clock
         self._seconds = seconds
         self._latched = False
-        self._open_until = 0.0
+        self._open = Admission(ANONYMOUS)
         self._renewing: dict[str | None, asyncio.Task[None]] = {}
-        self._known: dict[str, tuple[float, KeyRecord]] = {}
+        self._known: dict[str, _Known] = {}
 
     async def authenticate(self, token: str | None) -> Scope:
         """The scope of a token (None: no key was sent). Raises Unauthenticated; Unavailable without a database."""
@@ -56,24 +85,24 @@ class Keys:
                 return await self._without_key()
             return (await self._verified(token)).scope()
 
-    def glance(self, token: str | None) -> Scope | None:
-        """What `authenticate` would answer, if that is known without asking the database; else None."""
-        now = self._clock.monotonic()
+    def glance(self, token: str | None) -> Admission | None:
+        """Lets in as `authenticate` would, if that is known without asking the database; else None."""
         if token is None:
-            if self._latched or now >= self._open_until:
-                return None
-            self._renew(None, now, self._open_until)
-            return ANONYMOUS
-        match = _TOKEN.match(token)
-        until, record = self._known.get(match[1], (0.0, None)) if match else (0.0, None)
-        if match is None or record is None or now >= until or not _fits(record, match[2]):
+            known: Admission | None = self._open
+        else:
+            match = _TOKEN.match(token)
+            found = self._known.get(match[1]) if match else None
+            known = found.admission if match and found is not None and _fits(found.record, match[2]) else None
+        now = self._clock.monotonic()
+        if known is None or now >= known.until + _GRACE_SECONDS:
             return None
-        self._renew(token, now, until)
-        return record.scope()
+        if now >= known.until:
+            self._renew(token)
+        return known
 
-    def _renew(self, token: str | None, now: float, until: float) -> None:
-        """Ask the database again shortly before an answer grows too old, so that those who glance go on unhindered."""
-        if until - now < _RENEWED_BEFORE and token not in self._renewing:
+    def _renew(self, token: str | None) -> None:
+        """Ask the database again before an answer grows too old, so that those who glance go on unhindered."""
+        if token not in self._renewing:
             self._renewing[token] = asyncio.create_task(self._ask_again(token))
 
     async def _ask_again(self, token: str | None) -> None:
@@ -124,7 +153,7 @@ class Keys:
 
     async def required(self) -> bool:
         """Whether the latch is closed: a first key was made, or is about to be given out."""
-        if not self._latched and self._clock.monotonic() >= self._open_until:
+        if not self._latched and self._clock.monotonic() >= self._open.until:
             await self._look_at_latch()
         return self._latched
 
@@ -167,7 +196,7 @@ class Keys:
         )
         if found is None:
             raise NotFound(f"There is no key '{key}': 'holdfast keys list' shows them.")
-        self._known.pop(key, None)
+        self._forget(key)
         return KeyRecord.model_validate(found)
 
     async def _close_latch(self) -> None:
@@ -175,6 +204,7 @@ class Keys:
         # unscoped: the latch is the whole service's
         await self._mongo.service.update_one({"_id": _LATCH}, {"$set": {"closed": True}}, upsert=True)
         self._latched = True
+        self._open.end()
         # unscoped: of any tenant
         if await self._mongo.keys.find_one({}) is None:
             await asyncio.sleep(OPEN_SECONDS * 1.1)
@@ -183,7 +213,10 @@ class Keys:
         asked = self._clock.monotonic()
         # unscoped: the latch is the whole service's
         self._latched = await self._mongo.service.find_one({"_id": _LATCH}) is not None
-        self._open_until = asked + OPEN_SECONDS
+        if self._latched:
+            self._open.end()
+        else:
+            self._open.extend(asked, OPEN_SECONDS)
 
     async def _without_key(self) -> Scope:
         if await self.required():
@@ -198,23 +231,33 @@ class Keys:
         return record
 
     async def _looked_up(self, key: str) -> KeyRecord | None:
-        until, record = self._known.get(key, (0.0, None))
-        if record is not None and self._clock.monotonic() < until:
-            return record
+        known = self._known.get(key)
+        if known is not None and self._clock.monotonic() < known.admission.until:
+            return known.record
         return await self._fetch(key)
 
     async def _fetch(self, key: str) -> KeyRecord | None:
-        now = self._clock.monotonic()
+        asked = self._clock.monotonic()
         # unscoped: the key itself tells the tenant
         found = await self._mongo.keys.find_one({"_id": key, "revoked_at": None})
         if found is None:
-            self._known.pop(key, None)
+            self._forget(key)
             return None
-        if len(self._known) >= _CACHE:
-            self._known.clear()
-        record = KeyRecord.model_validate(found)
-        self._known[key] = (now + CACHED_SECONDS, record)
+        return self._keep(KeyRecord.model_validate(found), asked)
+
+    def _keep(self, record: KeyRecord, asked: float) -> KeyRecord:
+        known = self._known.get(record.id)
+        if known is None or known.record != record:
+            if len(self._known) >= _CACHE:
+                self._known.clear()
+            known = self._known[record.id] = _Known(record, Admission(record.scope()))
+        known.admission.extend(asked, CACHED_SECONDS)
         return record
+
+    def _forget(self, key: str) -> None:
+        known = self._known.pop(key, None)
+        if known is not None:
+            known.admission.end()
 
 
 def _fits(record: KeyRecord, secret: str) -> bool:

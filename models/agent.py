@@ -112,7 +112,7 @@ class AgentRecord(BaseModel):
 
     def is_visible(self, scope: Scope) -> bool:
         """Whether this agent exists for the caller; another tenant's or owner's does not."""
-        return self.exists and scope.sees(self.tenant, self.owner)
+        return self.version > 0 and self.deleted_at is None and scope.sees(self.tenant, self.owner)
 
     def require_visible(self, scope: Scope) -> None:
         """Raise NotFound unless the agent is visible."""

@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 
 _REQUEST_ID = re.compile(r"\A[\x21-\x7e]{1,128}\Z")
 _PROCESS = secrets.token_hex(10)
-_NUMBERS = itertools.count(1)
+NEW_IDS = (f"{_PROCESS}{number:012x}".encode() for number in itertools.count(1))
+"""Ids for requests whose caller gave none."""
+
 _PROBES = ("/health/live", "/health/ready")
 ACCESS_LOG = "holdfast.access"
 _log = get_logger(ACCESS_LOG)
@@ -134,13 +136,14 @@ class _AnswerOf:
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
-def request_id(sent: str) -> str:
-    """The id that the caller gave the request, when it is one; else a new one."""
-    return sent if _REQUEST_ID.match(sent) else f"{_PROCESS}{next(_NUMBERS):012x}"
+def given_id(sent: str) -> str | None:
+    """The id that the caller gave the request, when it is one."""
+    return sent if _REQUEST_ID.match(sent) else None
 
 
 def _echoed(headers: Headers) -> dict[str, str]:
-    echoed = {"X-Request-ID": request_id(headers.get("x-request-id", "")), "X-Content-Type-Options": "nosniff"}
+    own_id = given_id(headers.get("x-request-id", "")) or next(NEW_IDS).decode()
+    echoed = {"X-Request-ID": own_id, "X-Content-Type-Options": "nosniff"}
     trace = valid_traceparent(headers.get("traceparent"))
     return echoed if trace is None else {**echoed, "traceparent": trace}
 

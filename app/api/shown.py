@@ -23,6 +23,8 @@ class Shown:
     version: int
     etag: bytes
     headers: Headers
+    unchanged: Headers
+    """The headers of a 304."""
     body: bytes
     steps_from: int
     steps_to: int
@@ -51,9 +53,6 @@ def show(entry: Entry, held: Shown | None) -> Shown:
 
 def _shown(version: int, body: bytes, steps: tuple[int, int], count: int, newest: dict[str, Any] | None) -> Shown:
     tag = etag(version).encode()
-    headers = [
-        (b"content-type", JSON.encode()),
-        (b"content-length", str(len(body)).encode()),
-        (b"etag", tag),
-    ]
-    return Shown(version, tag, headers, body, *steps, count, newest)
+    unchanged = [(b"x-content-type-options", b"nosniff"), (b"etag", tag)]
+    described = [(b"content-type", JSON.encode()), (b"content-length", str(len(body)).encode())]
+    return Shown(version, tag, unchanged + described, unchanged, body, *steps, count, newest)

@@ -14,6 +14,8 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from app.api.hot import HotRead
+from app.cache import Cache, Entry
 from app.config import Settings
 from app.runtime import Runtime, application_of, running
 from models.tenant import Right
@@ -45,6 +47,7 @@ class Pair:
     handler: httpx.AsyncClient
     fresh: httpx.AsyncClient
     runtime: Runtime
+    layer: HotRead = field(repr=False)
     behind: Counted = field(repr=False)
 
     @property
@@ -77,11 +80,22 @@ async def paired(stack: AsyncExitStack, settings: Settings, uri: str) -> Pair:
     app._app = behind = Counted(app._app)
     await stack.enter_async_context(lifespan(app))
     assert runtime.cache.age() is not None, "a replica that has started is ready"
-    runtime.cache.age = lambda: 0.25  # type: ignore[method-assign]  # so that no second passes between two answers
+    hold_age_still(runtime.cache)
     hot = await stack.enter_async_context(calling(app))
     handler = await stack.enter_async_context(calling(behind._app))
     fresh = await stack.enter_async_context(serving(settings.model_copy(update={"cache_bytes": 0}), uri))
-    return Pair(hot.http, handler.http, fresh.http, runtime, behind)
+    return Pair(hot.http, handler.http, fresh.http, runtime, app, behind)
+
+
+def hold_age_still(cache: Cache) -> None:
+    """So that no second passes between two answers."""
+    glance = cache.glance
+
+    def still(key: str, now: float) -> tuple[Entry, float] | None:
+        found = glance(key, now)
+        return None if found is None else (found[0], 0.25)
+
+    cache.glance = still  # type: ignore[method-assign]
 
 
 def shown(answer: httpx.Response, request_id: str | None) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:
@@ -94,15 +108,17 @@ def shown(answer: httpx.Response, request_id: str | None) -> tuple[int, bytes, l
 
 
 async def compared(pair: Pair, method: str, path: str, headers: Headers, query: str = "") -> tuple[bool, int]:
-    """Ask both ways; whether the hot layer answered by itself, and the status that both gave."""
+    """Ask the hot layer twice, as it remembers requests, and the handler; whether it answered, and with what status."""
     sent = headers if isinstance(headers, list) else list(headers.items())
     raw = [(name.encode(), value.encode("latin-1")) for name, value in sent]
     given = dict(sent).get("X-Request-ID")
     url = f"{HOST}{path}" + (f"?{query}" if query else "")
     was_hot, hot = await pair.was_hot(lambda: pair.hot.request(method, url, headers=raw))
+    still_hot, again = await pair.was_hot(lambda: pair.hot.request(method, url, headers=raw))
     handled = await pair.handler.request(method, url, headers=raw)
     request_id = given if hot.headers["x-request-id"] == given else None
-    assert shown(hot, request_id) == shown(handled, request_id)
+    assert shown(hot, request_id) == shown(again, request_id) == shown(handled, request_id)
+    assert was_hot <= still_hot
     assert given is None or (hot.headers["x-request-id"] == given) == (handled.headers["x-request-id"] == given)
     return was_hot, hot.status_code
 
@@ -136,7 +152,7 @@ class Hot:
     async def known(self) -> None:
         """Let the replica find out anew who asks, which it then knows for a second at least."""
         keys = self.pair.runtime.keys
-        keys._open_until = 0.0
+        keys._open.end()
         keys._known.clear()
         await self.pair.handler.get("/v1/agents", params={"limit": 1}, headers=self.headers)
 
@@ -437,7 +453,7 @@ async def test_silent_stream_ends_the_hot_read(new_database: Callable[[], str], 
     settings = Settings(mongodb_database=new_database(), data=data)
     async with AsyncExitStack() as stack:
         pair = await paired(stack, settings, mongo_uri)
-        del pair.runtime.cache.age  # the one of the class again
+        del pair.runtime.cache.glance  # the one of the class again
         agent = await made(pair)
         for task in pair.runtime.watcher._tasks:
             task.cancel()
@@ -595,3 +611,15 @@ async def test_any_order_of_writes_is_shown_to_the_byte(warm: Pair, other_replic
             version = await version_of(warm, agent)
             await shown_at(agent, version)
             await told_alike(agent, version, name)
+
+
+async def test_what_is_remembered_of_requests_is_bounded(warm: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.api.hot._REMEMBERED", 10)
+    agent = await (await made(warm)).warmed()
+    for number in range(25):
+        assert await compared(warm, "GET", agent.path, {"Accept-Language": f"de;q=0.{number}"}) == (True, 200)
+        assert 0 < len(warm.layer._questions) <= 10
+    warm.layer._questions.clear()
+    for headers in ({"Accept": "a" * 3000}, {"X-Request-ID": "mine"}, {"traceparent": f"00-{'1' * 32}-{'2' * 16}-01"}):
+        assert await compared(warm, "GET", agent.path, headers) == (True, 200)
+        assert not warm.layer._questions, "what is long or comes once only is not remembered"
