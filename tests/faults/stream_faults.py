@@ -258,7 +258,7 @@ class NaiveCache:
     def __call__(self) -> None:
         """Put it in the place of the real one in this process."""
         self.faults()
-        Cache.look = _look_at_any
+        Cache.glance = _glance_at_any
         Cache.age = lambda _: 0.0
         Cache.newest = lambda *_: 0
         Cache.wrote = Cache.heard = _drop_older
@@ -266,8 +266,9 @@ class NaiveCache:
         Cache.joinable = lambda cache, key: cache._flights.get(key)
 
 
-def _look_at_any(cache: Cache, key: str) -> Entry | None:
-    return cache._entries.get(key)
+def _glance_at_any(cache: Cache, key: str, _: float) -> tuple[Entry, float] | None:
+    entry = cache._entries.get(key)
+    return None if entry is None else (entry, 0.0)
 
 
 def _drop_older(cache: Cache, event: Event) -> None:
