@@ -21,6 +21,7 @@ from app.store import Store
 from app.vault import Vault
 from models import profile, results, tree
 from models.agent import MAIN, AgentRecord, create, delete
+from models.blob import Blobs, packed
 from models.change import Change, Stamp
 from models.commit import Guard
 from models.errors import Forbidden, InvalidRequest, TooLarge
@@ -93,6 +94,7 @@ class Agents:
         agent = self._id_for(spec.get("id"))
         key = scope.agent_key(agent)
         fields = {name: value for name, value in spec.items() if name not in _HANDLED}
+        blobs: Blobs = {}
         draft = AgentRecord(
             id=key,
             tenant=scope.tenant,
@@ -102,22 +104,27 @@ class Agents:
             settings=with_defaults(spec.get("settings") or {}),
             delegate=self._sealed(_unmasked(spec.get("delegate")), key),
             label_terms=profile.label_terms(spec.get("labels") or {}),
-            results={ROOT: {results.WORKSPACE: spec["workspace"]}} if "workspace" in spec else {},
+            results=self._workspace_at_root(spec, blobs),
         )
         drafts = [self._draft(step) for step in steps]
-        return await self._create(scope, agent, draft, terms, drafts=drafts)
+        return await self._create(scope, agent, draft, terms, blobs, drafts=drafts)
 
     async def take_in(self, scope: Scope, snapshot: Snapshot, terms: Terms) -> Committed:
         """A new agent from an export, under its id or a new one. Raises Conflict and what `draft` raises."""
-        draft = self.draft(scope, snapshot)
-        return await self._create(scope, draft.name_in_tenant, draft, terms)
+        draft, blobs = self.draft(scope, snapshot)
+        return await self._create(scope, draft.name_in_tenant, draft, terms, blobs)
 
-    def draft(self, scope: Scope, snapshot: Snapshot) -> AgentRecord:
-        """The agent that an export makes, not stored. Raises Forbidden, InvalidRequest, TooLarge."""
-        draft = draft_of(snapshot, scope.agent_key(self._id_for(snapshot.id)), scope.tenant)
-        for step, body in draft.steps.items():
-            self.require_fitting({"id": step, **body})
-        return draft.model_copy(update={"owner": _owner_for(scope, draft.owner)})
+    def draft(self, scope: Scope, snapshot: Snapshot) -> tuple[AgentRecord, Blobs]:
+        """The agent that an export makes and the blobs it refers to, not stored.
+
+        Raises Forbidden, InvalidRequest, TooLarge.
+        """
+        for step in snapshot.steps:
+            self.require_fitting(step.given())
+        blobs: Blobs = {}
+        key = scope.agent_key(self._id_for(snapshot.id))
+        draft = draft_of(snapshot, key, scope.tenant, blobs, inline=self._settings.inline_bytes)
+        return draft.model_copy(update={"owner": _owner_for(scope, draft.owner)}), blobs
 
     async def fork(self, scope: Scope, agent: str, terms: Terms, *, at: str | None, name: str | None) -> Committed:
         """A new agent that shares the path up to `at`. Raises NotFound; the guard is about the forked agent."""
@@ -161,15 +168,19 @@ class Agents:
 
     async def put_workspace(self, scope: Scope, agent: str, workspace: Any, terms: Terms) -> Committed:
         """Bind a workspace to HEAD."""
-        return await self._commit(scope, agent, lambda record, at: results.put_workspace(record, workspace, at), terms)
+        inline = self._settings.inline_bytes
+        return await self._commit(
+            scope, agent, lambda record, at: results.put_workspace(record, workspace, at, inline=inline), terms
+        )
 
     async def put_result(
         self, scope: Scope, agent: str, key: str, step: str | None, result: Any, terms: Terms
     ) -> Committed:
         """Bind a result to a step, HEAD when None."""
         check_name(key, "a result's key")
+        inline = self._settings.inline_bytes
         return await self._commit(
-            scope, agent, lambda record, at: results.put_result(record, key, step, result, at), terms
+            scope, agent, lambda record, at: results.put_result(record, key, step, result, at, inline=inline), terms
         )
 
     async def append(
@@ -177,9 +188,12 @@ class Agents:
     ) -> Committed:
         """Append steps, each below the one before; all or nothing. Raises TooLarge for a step over its limit."""
         drafts = [self._draft(step) for step in steps]
-        return await self._commit(
-            scope, agent, lambda record, at: tree.append(record, drafts, at, advance_head=advance_head), terms
-        )
+        inline = self._settings.inline_bytes
+
+        def move(record: AgentRecord, at: Stamp) -> Change:
+            return tree.append(record, drafts, at, advance_head=advance_head, inline=inline)
+
+        return await self._commit(scope, agent, move, terms)
 
     async def checkout(
         self, scope: Scope, agent: str, terms: Terms, *, step: str | None = None, branch: str | None = None
@@ -214,13 +228,27 @@ class Agents:
         return await self._store.commit(scope, agent, move, guard=_guard(scope, terms), once=terms.once)
 
     async def _create(
-        self, scope: Scope, agent: str, draft: AgentRecord, terms: Terms, *, drafts: Sequence[tree.Draft] = ()
+        self,
+        scope: Scope,
+        agent: str,
+        draft: AgentRecord,
+        terms: Terms,
+        blobs: Blobs,
+        *,
+        drafts: Sequence[tree.Draft] = (),
     ) -> Committed:
         def move(previous: AgentRecord, stamp: Stamp) -> Change:
-            filled = tree.append(draft, drafts, stamp).record if drafts else draft
-            return create(previous, filled, stamp)
+            if not drafts:
+                return create(previous, draft, stamp, blobs=blobs)
+            filled = tree.append(draft, drafts, stamp, inline=self._settings.inline_bytes)
+            return create(previous, filled.record, stamp, blobs={**blobs, **filled.blobs})
 
         return await self._store.commit(scope, agent, move, guard=_guard(scope, terms), once=terms.once, creates=True)
+
+    def _workspace_at_root(self, spec: Mapping[str, Any], blobs: Blobs) -> dict[str, dict[str, Any]]:
+        if "workspace" not in spec:
+            return {}
+        return {ROOT: {results.WORKSPACE: packed(spec["workspace"], self._settings.inline_bytes, blobs)}}
 
     def _id_for(self, chosen: str | None) -> str:
         if chosen in RESERVED:

@@ -41,6 +41,11 @@ class SystemClock:
         return _base62(uuid7().int)
 
 
+def instant(value: datetime) -> str:
+    """RFC 3339 in UTC with milliseconds."""
+    return value.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+
+
 _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _LENGTH = 22
 """Digits to base 62 that 128 bits take."""

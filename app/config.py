@@ -11,6 +11,8 @@ from typing import Annotated
 from pydantic import AliasChoices, Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from models.packing import INLINE_BYTES
+
 MIB = 1024 * 1024
 
 
@@ -49,6 +51,9 @@ class Settings(BaseSettings):
     body_limit_bytes: int = Field(default=8 * MIB, ge=1024)
     step_limit_bytes: int = Field(default=4 * MIB, ge=1024)
     agent_limit_bytes: int = Field(default=15 * MIB, ge=64 * 1024, le=15 * MIB)
+    inline_bytes: int = Field(
+        default=INLINE_BYTES, ge=1, description="A step's field, a workspace or result over this is stored apart."
+    )
     json_depth: int = Field(default=32, ge=4, le=128)
     json_keys: int = Field(default=10_000, ge=16)
 
@@ -64,6 +69,7 @@ class Settings(BaseSettings):
 
     cache_bytes: int = Field(default=256 * MIB, ge=0, description="Agents kept in memory to answer from; 0: none.")
     cache_idle_seconds: float = Field(default=600.0, gt=0, description="An agent that nobody reads is let go.")
+    blob_bytes: int = Field(default=64 * MIB, ge=0, description="Values stored apart that are kept in memory.")
     feed_items: int = Field(default=1024, ge=1, description="Commits that may wait for one slow reader of a feed.")
     feed_bytes: int = Field(default=4 * MIB, ge=1024, description="The same in bytes.")
     feeds: int = Field(default=10_000, ge=1, description="Feeds open at once on this replica.")

@@ -10,11 +10,12 @@ import asyncio
 import contextlib
 import secrets
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import bson
+from bson.binary import Binary
 from bson.errors import BSONError
 from pymongo import InsertOne, UpdateOne
 
@@ -28,6 +29,9 @@ from models.tenant import Scope
 
 Move = Callable[[AgentRecord, Stamp], Change]
 
+Encode = Callable[["Committed"], Awaitable[Reply]]
+"""Makes the answer that is given again when the request comes again. Raises Unavailable."""
+
 _NOT_KNOWN_YET = (0, 0)
 _FOLD_BYTES = 4 * 1024 * 1024
 _COMMIT_BYTES = 4 * 1024
@@ -40,7 +44,7 @@ class Once:
 
     id: str
     digest: str
-    encode: Callable[[Committed], Reply]
+    encode: Encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +130,8 @@ class Trial:
         self.event: Event | None = None
         """What the change stream is going to say of it, once it has been written."""
         self.bytes = 0
+        self.blobs: dict[Binary, bytes] = {}
+        """What has to be stored before the trial is written."""
         self.rest: Sequence[Request] = ()
         for number, request in enumerate(batch):
             if self.bytes > _FOLD_BYTES or not self._try(request, limit):
@@ -198,6 +204,7 @@ class Trial:
             return True
         if change.kinds:
             self.changes.append(change)
+            self.blobs |= change.blobs
             self._traces.append(request.trace)
             self.record = change.record
         self.results.append((request, Committed(change.record, change.answer, changed=bool(change.kinds))))
@@ -215,4 +222,4 @@ class Trial:
         if size > limit - _COMMIT_BYTES and size > self.record.stored_bytes():
             raise TooLarge("The agent", limit, size + _COMMIT_BYTES)
         self.size = size
-        self.bytes += growth
+        self.bytes += growth + sum(map(len, change.blobs.values()))

@@ -37,6 +37,7 @@ from pymongo.uri_parser import parse_uri
 
 from models.agent import Agent
 from models.beat import Beat
+from models.blob import Blob
 from models.commit import IdempotencyRecord
 from models.entry import LogEntry
 from models.errors import Unavailable
@@ -54,7 +55,7 @@ _MAJORITY = ReadConcern("majority")
 _LINEARIZABLE = ReadConcern("linearizable")
 _ZSTD = {"wiredTiger": {"configString": "block_compressor=zstd"}}
 _DOCUMENTS: dict[str, type[Document]] = {
-    document.Settings.name: document for document in (Agent, Key, Ticket, IdempotencyRecord, LogEntry, Beat)
+    document.Settings.name: document for document in (Agent, Blob, Key, Ticket, IdempotencyRecord, LogEntry, Beat)
 }
 
 _SERVER_SELECTION_MS = 2_000
@@ -139,6 +140,7 @@ class Mongo:
     agents: Collection
     agents_raw: RawCollection
     agents_raw_linearizable: RawCollection
+    blobs: Collection
     idempotency: Collection
     keys: Collection
     tickets: Collection
@@ -156,6 +158,7 @@ class Mongo:
             agents=agents,
             agents_raw=agents.with_options(codec_options=_RAW),
             agents_raw_linearizable=agents.with_options(codec_options=_RAW, read_concern=_LINEARIZABLE),
+            blobs=_collection(database, Blob.Settings.name),
             idempotency=_collection(database, IdempotencyRecord.Settings.name),
             keys=_collection(database, Key.Settings.name),
             tickets=_collection(database, Ticket.Settings.name),

@@ -14,11 +14,13 @@ from litestar.types import ASGIApp
 from app.agents import Agents
 from app.api import create_app
 from app.api.application import Parts
+from app.blobs import Blobs
 from app.cache import Cache
 from app.changelog import ChangeLog
 from app.clock import SystemClock
 from app.config import Settings
 from app.feed import Caps, Feed
+from app.filling import Filling
 from app.mongo import Mongo, open_client
 from app.reads import Reads
 from app.scribe import Scribe
@@ -65,9 +67,11 @@ class Runtime:
         self.changes = ChangeLog(self.mongo, clock, seconds=seconds, kept=timedelta(days=settings.log_days))
         self.scribe = Scribe(self.changes, clock)
         observer = _Heard(self.cache, self.scribe)
-        self.store = Store(self.mongo, settings, clock, self.metrics, self.tracing, observer)
+        self.blobs = Blobs(self.mongo, limit_bytes=settings.blob_bytes, seconds=seconds)
+        self.filling = Filling(self.blobs)
+        self.store = Store(self.mongo, settings, clock, self.metrics, self.tracing, observer, self.blobs)
         self.reads = Reads(self.store, self.cache, clock, self.metrics)
-        self.streams = Streams(self.feed, self.reads, self.changes, self.scribe)
+        self.streams = Streams(self.feed, self.reads, self.changes, self.scribe, self.filling)
         self.keys = Keys(self.mongo, clock, seconds=seconds)
         vault = open_vault(settings.secret_keys, settings.data)
         self.agents = Agents(self.store, self.reads, vault, settings, clock)
@@ -152,6 +156,7 @@ def application_of(runtime: Runtime) -> ASGIApp:
         agents=runtime.agents,
         streams=runtime.streams,
         cache=runtime.cache,
+        filling=runtime.filling,
         keyring=runtime.keys,
         metrics=runtime.metrics,
         tracing=runtime.tracing,

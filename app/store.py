@@ -38,6 +38,7 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import PyMongoError
 
 from app.backoff import Backoff
+from app.blobs import Blobs
 from app.bulk import BulkWriter, Outcome
 from app.clock import Clock
 from app.config import Settings
@@ -86,8 +87,10 @@ class Store:
         metrics: Metrics,
         tracing: Tracing,
         observer: Observer,
+        blobs: Blobs,
     ) -> None:
         self._mongo = mongo
+        self._blobs = blobs
         self._tracing = tracing
         self._observer = observer
         self._settings = settings
@@ -245,6 +248,9 @@ class Store:
                 return
             trial = Trial(lane.basis, lane.bound, batch, self._stamp(batch[0]), self._settings.agent_limit_bytes)
             if trial.writes(certain=certain):
+                if not await self._blobs_stored(trial):
+                    await backoff.pause()
+                    continue
                 certain = False
                 if await self._applied(lane, trial):
                     return
@@ -290,6 +296,8 @@ class Store:
             if not backoff.pauses:
                 self._metrics.unknown.inc()
             await backoff.pause()
+            while not await self._blobs_stored(trial):
+                await backoff.pause()
         self._remember(lane, None)
         if outcome is Outcome.REFUSED:
             if backoff.pauses:
@@ -300,6 +308,17 @@ class Store:
         if backoff.pauses:
             self._metrics.settled.labels(outcome.value).inc()
         return outcome
+
+    async def _blobs_stored(self, trial: Trial) -> bool:
+        """Store what the trial refers to, anew whenever it is sent, so that nobody removes it meanwhile."""
+        if not trial.blobs:
+            return True
+        try:
+            with pymongo.timeout(self._settings.call_seconds):
+                await self._blobs.store(trial.basis.tenant, trial.blobs)
+        except PyMongoError:
+            return False
+        return True
 
     async def _settled(self, lane: Lane, trial: Trial) -> Outcome:
         """What became of a write that is surely over: the version has moved, the op slot tells by whom."""
@@ -322,7 +341,7 @@ class Store:
         """
         self._remember(lane, None)
         write = trial.write() if trial.changes else None
-        record = self._once_record(trial, once)
+        record = await self._once_record(trial, once)
         async with self._mongo.client.start_session() as session:
             try:
                 with pymongo.timeout(self._settings.call_seconds):
@@ -363,8 +382,8 @@ class Store:
         result = await self._mongo.agents.bulk_write([write], session=session)
         return result.matched_count + result.inserted_count == 1
 
-    def _once_record(self, trial: Trial, once: Once) -> dict[str, Any]:
-        reply = once.encode(trial.committed())
+    async def _once_record(self, trial: Trial, once: Once) -> dict[str, Any]:
+        reply = await once.encode(trial.committed())
         return {
             "_id": once.id,
             "tenant": trial.basis.tenant,

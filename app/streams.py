@@ -16,11 +16,14 @@ from typing import Any
 from app.backoff import Backoff
 from app.changelog import ChangeLog, LogPage, LogQuery
 from app.feed import Feed, Item, Over, Subscription, log_topic
+from app.filling import Filling
 from app.reads import Freshness, Reads
 from app.scribe import Scribe
+from models.agent import AgentRecord
+from models.blob import Damaged
 from models.change import DELETED
 from models.entry import Entry, position, time_of
-from models.errors import HoldfastError
+from models.errors import FeedGap, HoldfastError, NotFound
 from models.ids import ROOT
 from models.news import News, snapshot_of, steps_since
 from models.results import workspace_at
@@ -55,11 +58,12 @@ class Stream:
 class Streams:
     """Opens streams. Each raises TooMany over the caps; Unavailable while no stream is open or history was lost."""
 
-    def __init__(self, feed: Feed, reads: Reads, changes: ChangeLog, scribe: Scribe) -> None:
+    def __init__(self, feed: Feed, reads: Reads, changes: ChangeLog, scribe: Scribe, filling: Filling) -> None:
         self._feed = feed
         self._reads = reads
         self._changes = changes
         self._scribe = scribe
+        self._filling = filling
 
     async def of_agent(self, scope: Scope, agent: str, *, since: int | None, beat_seconds: float) -> Stream:
         """An agent's feed: the steps since a version (if one is given), where it stands, and all that happens.
@@ -73,7 +77,7 @@ class Streams:
                 record = (await self._reads.agent(scope, agent, Freshness(strong=True))).record
             past = deque([] if since is None else steps_since(record, since))
             past.append(News(record.version, (snapshot_of(record),)))
-            items = self._agent_items(scope, agent, past, heard, _Pulse(beat_seconds))
+            items = self._agent_items(scope, agent, record, past, heard, _Pulse(beat_seconds))
             return Stream(items, heard, stack.pop_all())
 
     async def of_log(self, scope: Scope, query: LogQuery, *, after: str | None, beat_seconds: float) -> Stream:
@@ -95,22 +99,46 @@ class Streams:
         return await self._changes.page(scope, query, after=after, limit=limit)
 
     async def _agent_items(
-        self, scope: Scope, agent: str, past: deque[News], heard: Subscription[Any], pulse: _Pulse
+        self,
+        scope: Scope,
+        agent: str,
+        record: AgentRecord,
+        past: deque[News],
+        heard: Subscription[Any],
+        pulse: _Pulse,
     ) -> AsyncIterator[Told]:
         """The past, let go of as it is read, then the news after it."""
         version = past[-1].version
         while past:
-            yield Item(past.popleft(), 0)
+            yield Item(await self._filled(record, past.popleft()), 0)
+        del record
         while True:
             item: Item[News] | None = await heard.next(pulse.left())
             if pulse.beats():
                 yield None
             if item is None or item.value.version <= version:
                 continue
-            await self._find_workspace(scope, agent, item)
+            await self._complete(scope, agent, item)
             yield item
             if item.value.told and item.value.told[-1][0] == DELETED:
                 return
+
+    async def _complete(self, scope: Scope, agent: str, item: Item[News]) -> None:
+        """Put into the news what its event did not hold; once for all readers. Raises FeedGap when it is gone."""
+        await self._find_workspace(scope, agent, item)
+        if item.value.refers:
+            try:
+                item.value = await self._filled(await self._reads.caught_up(scope, agent), item.value)
+            except (NotFound, Damaged) as error:
+                raise FeedGap(
+                    "The agent was cleared or deleted before the reader came to its steps. Resume."
+                ) from error
+
+    async def _filled(self, record: AgentRecord, news: News) -> News:
+        """The news with what is stored apart."""
+        if not news.refers:
+            return news
+        return replace(news, told=tuple([(kind, await self._filling.values(record, data)) for kind, data in news.told]))
 
     async def _find_workspace(self, scope: Scope, agent: str, item: Item[News]) -> None:
         """Put the workspace that HEAD came to into the news; once for all readers."""

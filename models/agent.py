@@ -13,6 +13,7 @@ from typing import Any
 
 import bson
 from beanie import Document
+from bson.binary import Binary
 from pydantic import BaseModel, ConfigDict, Field
 from pymongo import IndexModel
 
@@ -137,6 +138,7 @@ class AgentRecord(BaseModel):
         put: Mapping[str, Any] | None = None,
         drop: Collection[str] = (),
         answer: Any = None,
+        blobs: Mapping[Binary, bytes] | None = None,
     ) -> Change:
         """One version on: `fields` replaced as wholes, `put` assigned by path inside the maps, `drop` removed there.
 
@@ -145,7 +147,7 @@ class AgentRecord(BaseModel):
         values = {**(fields or {}), "version": self.version + 1}
         own = {"size_bytes": None, "last": {**self.last, "at": stamp.now}}
         record = self.model_copy(update={**values, **own, **self._maps_with(put or {}, drop)})
-        return Change(record, kinds, {**values, **(put or {})}, frozenset(drop), answer)
+        return Change(record, kinds, {**values, **(put or {})}, frozenset(drop), answer, blobs=blobs or {})
 
     def unchanged(self, answer: Any = None) -> Change:
         """Nothing to write; the version stays."""
@@ -189,11 +191,18 @@ STORED = tuple(name for name in AgentRecord.model_fields if name not in ("id", "
 _OF_A_TOMBSTONE = ("tenant", "schema_version", "version", "fence", "deleted_at", "last", "ops")
 
 
-def create(previous: AgentRecord, draft: AgentRecord, stamp: Stamp, *, step_version: int | None = None) -> Change:
+def create(
+    previous: AgentRecord,
+    draft: AgentRecord,
+    stamp: Stamp,
+    *,
+    step_version: int | None = None,
+    blobs: Mapping[Binary, bytes] | None = None,
+) -> Change:
     """A new agent in the place of nothing or of a tombstone, whose version and fence it continues.
 
-    `draft` holds everything but version and times. Its steps read as `step_version`, else as the new version.
-    Raises Conflict when the id is taken.
+    `draft` holds everything but version and times, and refers to `blobs`. Its steps read as `step_version`, else as the
+    new version. Raises Conflict when the id is taken.
     """
     if previous.exists:
         raise Conflict(f"There is an agent '{previous.name_in_tenant}' already.")
@@ -203,7 +212,7 @@ def create(previous: AgentRecord, draft: AgentRecord, stamp: Stamp, *, step_vers
     kept = {"version": version, "fence": previous.fence, "last": {"at": stamp.now}, "ops": previous.ops}
     record = draft.model_copy(update={**times, **kept, "steps": steps, "size_bytes": None})
     sets = {name: getattr(record, name) for name in STORED if name not in ("last", "ops")}
-    return Change(record, (CREATED,), sets, answer=record)
+    return Change(record, (CREATED,), sets, answer=record, blobs=blobs or {})
 
 
 def delete(record: AgentRecord, stamp: Stamp) -> Change:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from bson.binary import Binary
+
 if TYPE_CHECKING:
     from models.agent import AgentRecord
 
@@ -45,7 +47,8 @@ class Change:
     Guarantee: a change without kinds assigns nothing and its record is the one that the move was given.
     Otherwise `record.version` is one more than before. `sets` and `drops` hold field paths whose segments
     are fixed names, checked ids or `ids.field_name` output, never a caller's raw text. `told` is what readers of
-    the envelope are to know and could not see from the assignments.
+    the envelope are to know and could not see from the assignments. `blobs` are the values that the assignments refer
+    to (`models.blob`): they have to be stored before the change is.
     """
 
     record: AgentRecord
@@ -54,6 +57,7 @@ class Change:
     drops: frozenset[str] = frozenset()
     answer: Any = None
     told: Mapping[str, Any] = field(default_factory=dict)
+    blobs: Mapping[Binary, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

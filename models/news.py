@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bson.binary import Binary
+
 from models.agent import MAIN, AgentRecord
 from models.change import AGENT, BRANCHES, CLEARED, DELETED, HEAD, RESULTS, SETTINGS
 from models.change import WORKSPACE as WORKSPACE_KIND
@@ -31,6 +33,11 @@ class News:
     moved_to: str | None = None
     """HEAD was moved to this step: which workspace that brings is not seen from the event."""
 
+    @property
+    def refers(self) -> bool:
+        """Whether something in it is stored apart."""
+        return any(_refers(data) for _, data in self.told)
+
 
 def news_of(event: Event) -> list[News]:
     """The news of each version that the event led to, in their order; a new agent has no subscribers and no news."""
@@ -51,6 +58,13 @@ def steps_since(record: AgentRecord, version: int) -> list[News]:
         if record.steps[step]["version"] > version:
             found.setdefault(record.steps[step]["version"], []).append(("step", record.step(step)))
     return [News(at, tuple(told)) for at, told in sorted(found.items())]
+
+
+def _refers(value: Any, levels: int = 4) -> bool:
+    """Whether a stored value stands for another, as far down as records have them."""
+    if isinstance(value, Mapping) and levels:
+        return any(_refers(each, levels - 1) for each in value.values())
+    return isinstance(value, Binary)
 
 
 def _news(event: Event, version: int, kinds: list[str], steps: Mapping[str, Mapping[str, Any]]) -> News:

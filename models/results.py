@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from models.agent import AgentRecord
+from models.blob import Blobs, packed
 from models.change import RESULTS, Change, Stamp
 from models.change import WORKSPACE as WORKSPACE_KIND
 from models.ids import ROOT, field_name, plain_name
-from models.json import same
+from models.packing import INLINE_BYTES, reads_as
 
 WORKSPACE = "@workspace"
 """Field name of the workspace; `ids.field_name` writes `@` as `%40`, so it is out of reach."""
@@ -27,22 +28,27 @@ class Result:
     result: Any
 
 
-def put_result(record: AgentRecord, key: str, step: str | None, result: Any, stamp: Stamp) -> Change:
+def put_result(
+    record: AgentRecord, key: str, step: str | None, result: Any, stamp: Stamp, *, inline: int = INLINE_BYTES
+) -> Change:
     """Bind a result to a step (HEAD when None); the same key and step overwrite. Raises NotFound."""
     bound = record.head if step is None else record.require_step(step)
     field = field_name(key)
     answer = Result(bound, result)
     if _has(record, bound, field, result):
         return record.unchanged(answer)
-    return record.changed(stamp, (RESULTS,), put={f"results.{bound}.{field}": result}, answer=answer)
+    blobs: Blobs = {}
+    put = {f"results.{bound}.{field}": packed(result, inline, blobs)}
+    return record.changed(stamp, (RESULTS,), put=put, answer=answer, blobs=blobs)
 
 
-def put_workspace(record: AgentRecord, workspace: Any, stamp: Stamp) -> Change:
+def put_workspace(record: AgentRecord, workspace: Any, stamp: Stamp, *, inline: int = INLINE_BYTES) -> Change:
     """Bind a workspace to HEAD."""
     if _has(record, record.head, WORKSPACE, workspace):
         return record.unchanged(workspace)
-    path = f"results.{record.head}.{WORKSPACE}"
-    change = record.changed(stamp, (WORKSPACE_KIND,), put={path: workspace}, answer=workspace)
+    blobs: Blobs = {}
+    put = {f"results.{record.head}.{WORKSPACE}": packed(workspace, inline, blobs)}
+    change = record.changed(stamp, (WORKSPACE_KIND,), put=put, answer=workspace, blobs=blobs)
     return replace(change, told={"head": record.head, "branch": record.branch})
 
 
@@ -70,4 +76,4 @@ def workspace_at(record: AgentRecord, path: Sequence[str]) -> Any:
 
 def _has(record: AgentRecord, step: str, field: str, value: Any) -> bool:
     bound = record.results.get(step, {})
-    return field in bound and same(bound[field], value)
+    return field in bound and reads_as(bound[field], value)

@@ -11,8 +11,10 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from models.agent import MAIN, AgentRecord
+from models.blob import Blobs, packed
 from models.errors import InvalidRequest
 from models.ids import ROOT, check_branch, check_id, check_name, field_name, plain_name
+from models.packing import INLINE_BYTES, packed_step
 from models.profile import label_terms
 from models.results import WORKSPACE
 from models.settings import check_settings, with_defaults
@@ -107,10 +109,16 @@ def snapshot_of(record: AgentRecord) -> dict[str, Any]:
     }
 
 
-def draft_of(snapshot: Snapshot, key: str, tenant: str) -> AgentRecord:
-    """The draft of an agent from its export. Raises InvalidRequest where the snapshot contradicts itself."""
+def draft_of(snapshot: Snapshot, key: str, tenant: str, blobs: Blobs, *, inline: int = INLINE_BYTES) -> AgentRecord:
+    """The draft of an agent from its export; values over `inline` bytes go to `blobs`.
+
+    Raises InvalidRequest where the snapshot contradicts itself.
+    """
     check_settings(snapshot.settings)
-    steps = _steps(snapshot)
+    given = _steps(snapshot)
+    steps: dict[str, dict[str, Any]] = {}
+    for step, body in given.items():
+        steps[step] = packed_step(body, steps, inline, blobs)
     last = snapshot.steps[-1].id if snapshot.steps else ROOT
     head = _known(steps, last if snapshot.head is None else snapshot.head, "head")
     branches = {MAIN: head} if snapshot.branches is None else snapshot.branches
@@ -138,7 +146,7 @@ def draft_of(snapshot: Snapshot, key: str, tenant: str) -> AgentRecord:
         branches=fields,
         steps=steps,
         step_count=len(steps),
-        results=_results(snapshot, steps),
+        results=_results(snapshot, steps, inline, blobs),
     )
 
 
@@ -157,13 +165,14 @@ def _steps(snapshot: Snapshot) -> dict[str, dict[str, Any]]:
     return steps
 
 
-def _results(snapshot: Snapshot, steps: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _results(snapshot: Snapshot, steps: dict[str, Any], inline: int, blobs: Blobs) -> dict[str, dict[str, Any]]:
     results: dict[str, dict[str, Any]] = {}
     for item in snapshot.results:
         field = field_name(check_name(item.key, "a result's key"))
-        results.setdefault(_known(steps, item.step_id, "results"), {})[field] = item.result
+        results.setdefault(_known(steps, item.step_id, "results"), {})[field] = packed(item.result, inline, blobs)
     for bound in snapshot.workspaces:
-        results.setdefault(_known(steps, bound.step_id, "workspaces"), {})[WORKSPACE] = bound.workspace
+        step = _known(steps, bound.step_id, "workspaces")
+        results.setdefault(step, {})[WORKSPACE] = packed(bound.workspace, inline, blobs)
     return results
 
 

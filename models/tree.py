@@ -1,4 +1,4 @@
-"""The moves of the step tree: append, checkout, branches, revert and redo, clear, fork, difference.
+"""The moves of the step tree: append, checkout, branches, revert and redo, clear, fork, comparison.
 
 Each takes the agent as it is and returns a Change (or a plain value, when it only looks). Steps never change
 once they are written; HEAD and branches are names for places in the tree.
@@ -6,17 +6,19 @@ once they are written; HEAD and branches are names for places in the tree.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 from models.agent import MAIN, AgentRecord, Step
+from models.blob import Blobs
 from models.change import BRANCHES, CLEARED, HEAD, STEP, Change, Stamp
 from models.errors import AgentBusy, Conflict, InvalidRequest, NotFound, StepExists
 from models.execution import IN_TURN
 from models.ids import ROOT, field_name, plain_name
-from models.json import difference, same
+from models.packing import INLINE_BYTES, packed_step, reads_as
 from models.results import workspace_at
 
 ASSIGNED = ("seq", "version", "parent_id", "turn_id", "index", "created_at")
@@ -54,36 +56,44 @@ class Position:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """How two places of the tree differ; ids in order from the root, `workspace` as RFC 6902 operations."""
+class Comparison:
+    """How two places of the tree lie; ids in order from the root, and the workspaces there as they are stored."""
 
     merge_base: str
     only_from: list[str]
     only_to: list[str]
-    workspace: list[dict[str, Any]]
+    workspaces: tuple[Any, Any]
 
 
-def append(record: AgentRecord, drafts: Sequence[Draft], stamp: Stamp, *, advance_head: bool = True) -> Change:
+def append(
+    record: AgentRecord,
+    drafts: Sequence[Draft],
+    stamp: Stamp,
+    *,
+    advance_head: bool = True,
+    inline: int = INLINE_BYTES,
+) -> Change:
     """Hang the steps one from another below the first one's parent (HEAD by default); all or nothing.
 
     With `advance_head` an explicit parent must be HEAD, and HEAD and the current branch move to the last step.
     Raises NotFound (parent), Conflict (parent is not HEAD) and StepExists. A repeat of an append whose ids were
-    all chosen changes nothing and answers as the first did.
+    all chosen changes nothing and answers as the first did. Values over `inline` bytes go out of line.
     """
     if repeated := _repeated(record, drafts, advance_head):
         return record.unchanged(repeated)
     parent = _parent_of(record, drafts[0], advance_head)
     added = _chained(record, drafts, parent, stamp)
-    steps = {f"steps.{step}": body for step, body in added.items()}
+    blobs: Blobs = {}
+    steps = {f"steps.{step}": body for step, body in _packed(record, added, inline, blobs).items()}
     counts = {"seq": record.seq + len(added), "step_count": record.step_count + len(added)}
     head = drafts[-1].id if advance_head else record.head
     answer = Appended([{"id": step, **body} for step, body in added.items()], head, record.version + 1)
     if not advance_head:
-        return record.changed(stamp, (STEP,), counts, put=steps, answer=answer)
+        return record.changed(stamp, (STEP,), counts, put=steps, answer=answer, blobs=blobs)
     moved = {"detached": head} if record.branch is None else {}
     fields = {**counts, **moved, **({"redo": []} if record.redo else {})}
     put = {**steps, **_branch_at(record.branch, head)}
-    return record.changed(stamp, (STEP, HEAD), fields, put=put, answer=answer)
+    return record.changed(stamp, (STEP, HEAD), fields, put=put, answer=answer, blobs=blobs)
 
 
 def checkout(record: AgentRecord, stamp: Stamp, *, step: str | None = None, branch: str | None = None) -> Change:
@@ -175,14 +185,14 @@ def fork(record: AgentRecord, key: str, at: str | None, name: str | None) -> Age
     )
 
 
-def diff(record: AgentRecord, start: str, end: str) -> Difference:
-    """How the tree differs between two steps or branches. Raises NotFound."""
+def compare(record: AgentRecord, start: str, end: str) -> Comparison:
+    """How two steps or branches of the tree lie to each other. Raises NotFound."""
     left, right = record.path(resolve(record, start)), record.path(resolve(record, end))
     shared = 0
     while shared < min(len(left), len(right)) and left[shared] == right[shared]:
         shared += 1
-    operations = difference(workspace_at(record, left), workspace_at(record, right))
-    return Difference(left[shared - 1] if shared else ROOT, left[shared:], right[shared:], operations)
+    workspaces = workspace_at(record, left), workspace_at(record, right)
+    return Comparison(left[shared - 1] if shared else ROOT, left[shared:], right[shared:], workspaces)
 
 
 def resolve(record: AgentRecord, ref: str) -> str:
@@ -276,6 +286,15 @@ def _written(draft: Draft, before: Step | None, parent: str, seq: int, version: 
     return {**assigned, "created_at": stamp.now, **draft.given, "parent_id": parent, "turn_id": turn}
 
 
+def _packed(record: AgentRecord, added: Mapping[str, Step], inline: int, blobs: Blobs) -> dict[str, Step]:
+    """The new steps as they are stored."""
+    stored: dict[str, Step] = {}
+    steps = ChainMap(stored, record.steps)
+    for step, body in added.items():
+        stored[step] = packed_step(body, steps, inline, blobs)
+    return stored
+
+
 def _repeated(record: AgentRecord, drafts: Sequence[Draft], advance_head: bool) -> Appended | None:
     if not all(draft.chosen and draft.id in record.steps for draft in drafts):
         return None
@@ -290,4 +309,4 @@ def _repeated(record: AgentRecord, drafts: Sequence[Draft], advance_head: bool) 
 def _same_step(draft: Draft, step: Step) -> bool:
     """Whether the stored step holds what the draft gives, and nothing more that a caller would have given."""
     extra = step.keys() - draft.given.keys() - set(ASSIGNED) - {"id"}
-    return not extra and all(name in step and same(value, step[name]) for name, value in draft.given.items())
+    return not extra and all(name in step and reads_as(step[name], value) for name, value in draft.given.items())

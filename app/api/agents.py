@@ -10,7 +10,7 @@ from litestar.params import FromQuery, JSONBody, QueryParameter
 
 from app.agents import AgentQuery
 from app.api import shapes, views
-from app.api.answers import Answer, encode, no_content, page, reply
+from app.api.answers import Answer, Unsent, encode, no_content, page, reply
 from app.api.bodies import CreateBody, DelegateBody, ForkBody, PatchBody
 from app.api.call import AgentId, Caller, Reading, Verbs, Writing
 from app.api.paging import DEFAULT_LIMIT, MAX_LIMIT, agent_after, agents_cursor
@@ -18,7 +18,6 @@ from app.api.routes import DRIVE, IMPORT, LIST, READ, WRITE, gone
 from app.lanes import Committed
 from app.telemetry import get_logger
 from models.agent import AgentRecord
-from models.commit import Reply
 from models.errors import InvalidRequest, NotFound
 from models.execution import State
 from models.profile import masked
@@ -33,17 +32,17 @@ Status = Literal["pending", "running", "stopped", "failed"]
 _log = get_logger(__name__)
 
 
-def _created(committed: Committed) -> Reply:
+def _created(committed: Committed) -> Unsent:
     record = committed.record
     location = f"/v1/agents/{record.name_in_tenant}"
     return reply(views.agent(record), record.version, 201, Location=location)
 
 
-def _whole(committed: Committed) -> Reply:
+def _whole(committed: Committed) -> Unsent:
     return reply(views.agent(committed.record), committed.record.version)
 
 
-def _bare(committed: Committed) -> Reply:
+def _bare(committed: Committed) -> Unsent:
     return reply(committed.answer, committed.record.version)
 
 

@@ -2,39 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 import orjson
 from litestar import Response
 
+from app.clock import instant
+from app.filling import Filling
 from app.lanes import Committed
+from models.agent import AgentRecord
 from models.commit import Reply
 
 T = TypeVar("T")
-Encode = Callable[[Committed], Reply]
 
 JSON = "application/json"
+_NOTHING: Any = object()
 
 
 class Answer(Response[bytes], Generic[T]):
     """An encoded answer; `T` is the shape of its JSON, for the OpenAPI document."""
 
 
+@dataclass(frozen=True, slots=True)
+class Unsent:
+    """An answer about an agent at a version, not encoded yet; without a value it has no body."""
+
+    version: int
+    value: Any = _NOTHING
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    async def encoded(self, record: AgentRecord, filling: Filling) -> Reply:
+        """As it goes over the wire. Raises Unavailable."""
+        body = b"" if self.value is _NOTHING else await filling.encoded(record, self.value)
+        return Reply(self.status, body, {"ETag": etag(self.version), **self.headers})
+
+
+Show = Callable[[Committed], Unsent]
+
+
 def encode(value: Any) -> bytes:
-    """JSON bytes; times as RFC 3339 UTC with milliseconds."""
+    """JSON bytes of what refers to nothing; times as RFC 3339 UTC with milliseconds."""
     return orjson.dumps(value, default=_encode_other, option=orjson.OPT_PASSTHROUGH_DATETIME)
 
 
-def reply(value: Any, version: int, status: int = 200, **headers: str) -> Reply:
+def reply(value: Any, version: int, status: int = 200, **headers: str) -> Unsent:
     """A JSON answer about an agent at a version."""
-    return Reply(status, encode(value), {"ETag": etag(version), **headers})
+    return Unsent(version, value, status, headers)
 
 
-def no_content(committed: Committed) -> Reply:
+def no_content(committed: Committed) -> Unsent:
     """204: done, there is nothing to show but the version."""
-    return Reply(204, b"", {"ETag": etag(committed.record.version)})
+    return Unsent(committed.record.version, status=204)
 
 
 def etag(version: int) -> str:
@@ -50,11 +72,6 @@ def as_response(given: Reply) -> Answer[Any]:
 def page(items: list[Any], next_cursor: str | None) -> Answer[Any]:
     """A page of a list."""
     return Answer(encode({"items": items, "next_cursor": next_cursor}), media_type=JSON, headers={"Age": "0"})
-
-
-def instant(value: datetime) -> str:
-    """RFC 3339 in UTC with milliseconds."""
-    return value.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
 
 def _encode_other(value: Any) -> Any:

@@ -25,6 +25,7 @@ from app.api.security import Doorkeeper, require_right
 from app.api.steps import StepRoutes
 from app.cache import Cache
 from app.config import Settings
+from app.filling import Filling
 from app.streams import Streams
 from app.telemetry import Metrics
 from app.tenancy import Keys
@@ -40,6 +41,7 @@ class Parts:
     agents: Agents
     streams: Streams
     cache: Cache
+    filling: Filling
     keyring: Keys
     metrics: Metrics
     tracing: Tracing
@@ -59,7 +61,7 @@ def create_app(parts: Parts, start: Callable[[], Awaitable[None]], stop: Callabl
 
     doorkeeper = Doorkeeper(parts.settings)
     app = Edge(create_litestar(parts, lifespan), doorkeeper, parts.metrics, parts.tracing)
-    return HotRead(app, parts.cache, parts.keyring, doorkeeper, parts.metrics, parts.tracing)
+    return HotRead(app, parts.cache, parts.filling, parts.keyring, doorkeeper, parts.metrics, parts.tracing)
 
 
 def create_litestar(

@@ -11,7 +11,7 @@ from litestar.di import NamedDependency, Provide
 from litestar.params import FromPath
 
 from app.agents import Agents, Terms
-from app.api.answers import Answer, Encode, as_response, etag, reply
+from app.api.answers import Answer, Show, as_response, etag, reply
 from app.api.headers import (
     CacheControl,
     FencingToken,
@@ -25,12 +25,13 @@ from app.api.headers import (
     matches,
     request_digest,
 )
-from app.lanes import Committed, Once
+from app.filling import Filling
+from app.lanes import Committed, Encode, Once
 from app.reads import Freshness
 from app.streams import Streams
 from app.tenancy import Keys
 from models.agent import AgentRecord
-from models.commit import Guard
+from models.commit import Guard, Reply
 from models.tenant import Scope
 
 AnyRequest = Request[Any, Any, Any]
@@ -44,13 +45,24 @@ class ReadCall:
     agents: Agents
     freshness: Freshness
     if_none_match: str | None
+    filling: Filling
 
     async def answer(self, agent: str, show: Callable[[AgentRecord], Any]) -> Answer[Any]:
+        """What `show` makes of the agent."""
+
+        async def shown(record: AgentRecord) -> Any:
+            return show(record)
+
+        return await self.answer_with(agent, shown)
+
+    async def answer_with(self, agent: str, show: Callable[[AgentRecord], Awaitable[Any]]) -> Answer[Any]:
+        """The same, where that takes more than the record."""
         seen = await self.agents.get(self.caller, agent, self.freshness)
         tag, age = etag(seen.record.version), str(int(seen.age))
         if matches(self.if_none_match, tag):
             return Answer(b"", status_code=304, headers={"ETag": tag, "Age": age})
-        return as_response(reply(show(seen.record), seen.record.version, Age=age))
+        shown = reply(await show(seen.record), seen.record.version, Age=age)
+        return as_response(await shown.encoded(seen.record, self.filling))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +73,14 @@ class WriteCall:
     request: AnyRequest
     guard: Guard
     idempotency_key: str | None
+    filling: Filling
 
-    async def answer(self, verb: Callable[[Terms], Awaitable[Committed]], encode: Encode) -> Answer[Any]:
+    async def answer(self, verb: Callable[[Terms], Awaitable[Committed]], show: Show) -> Answer[Any]:
+        async def encode(committed: Committed) -> Reply:
+            return await show(committed).encoded(committed.record, self.filling)
+
         committed = await verb(Terms(self.guard, await self._once(encode)))
-        return as_response(committed.replay or encode(committed))
+        return as_response(committed.replay or await encode(committed))
 
     async def _once(self, encode: Encode) -> Once | None:
         if self.idempotency_key is None:
@@ -76,6 +92,11 @@ class WriteCall:
 def _caller(request: AnyRequest) -> Scope:
     scope: Scope = request.state["caller"]
     return scope
+
+
+def _filling(request: AnyRequest) -> Filling:
+    filling: Filling = request.app.state.filling
+    return filling
 
 
 def _agents(request: AnyRequest) -> Agents:
@@ -99,7 +120,8 @@ def _reading(
     if_none_match: IfNoneMatch = None,
     min_version: MinVersion = 0,
 ) -> ReadCall:
-    return ReadCall(_caller(request), _agents(request), freshness(cache_control, min_version), if_none_match)
+    fresh = freshness(cache_control, min_version)
+    return ReadCall(_caller(request), _agents(request), fresh, if_none_match, _filling(request))
 
 
 def _posted(
@@ -108,11 +130,11 @@ def _posted(
     fencing_token: FencingToken = None,
     idempotency_key: IdempotencyKey = None,
 ) -> WriteCall:
-    return WriteCall(_caller(request), request, guard(if_match, fencing_token), idempotency_key)
+    return WriteCall(_caller(request), request, guard(if_match, fencing_token), idempotency_key, _filling(request))
 
 
 def _guarded(request: AnyRequest, if_match: IfMatch = None, fencing_token: FencingToken = None) -> WriteCall:
-    return WriteCall(_caller(request), request, guard(if_match, fencing_token), None)
+    return WriteCall(_caller(request), request, guard(if_match, fencing_token), None, _filling(request))
 
 
 DEPENDENCIES = {

@@ -19,6 +19,7 @@ from app.api.edge import ACCESS_LOG, NEW_IDS, given_id
 from app.api.security import Doorkeeper, token_of
 from app.api.shown import Headers, Shown, show
 from app.cache import Cache, Entry
+from app.filling import Filling, NotHeld
 from app.telemetry import Metrics, get_logger
 from app.tenancy import Admission, Keys
 from app.tracing import Tracing, valid_traceparent
@@ -64,10 +65,18 @@ class HotRead:
     """
 
     def __init__(
-        self, app: ASGIApp, cache: Cache, keyring: Keys, doorkeeper: Doorkeeper, metrics: Metrics, tracing: Tracing
+        self,
+        app: ASGIApp,
+        cache: Cache,
+        filling: Filling,
+        keyring: Keys,
+        doorkeeper: Doorkeeper,
+        metrics: Metrics,
+        tracing: Tracing,
     ) -> None:
         self._app = app
         self._cache = cache
+        self._filling = filling
         self._tally = cache.tally
         self._keyring = keyring
         self._doorkeeper = doorkeeper
@@ -109,17 +118,19 @@ class HotRead:
             if question.condition == shown.etag:
                 return 304, [*told, *question.repeated, *shown.unchanged], b""
             return 200, [*told, *question.repeated, *shown.headers], shown.body
+        except NotHeld:
+            return None
         except Exception:  # noqa: BLE001 - the outermost layer: what fails here is logged, and the handlers answer
             _log.exception("hot read failed")
             return None
 
     def _shown(self, entry: Entry, question: _Question) -> Shown | None:
-        """The answer at the copy's version, if the caller may see the agent."""
+        """The answer at the copy's version, if the caller may see the agent. Raises NotHeld."""
         if not entry.record.is_visible(question.admission.scope):
             return None
         held: Shown | None = entry.shown
         if held is None or held.version != entry.record.version:
-            held = show(entry, held)
+            held = show(entry, held, self._filling)
             self._cache.show(entry, held, len(held.body))
         return held
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.api import views
-from app.api.answers import JSON, encode, etag
+from app.api.answers import JSON, etag
 from app.cache import Entry
+from app.filling import Filling
 from models.results import workspace_at
 
 _STEPS_HEAD = b',"steps":['
@@ -33,17 +34,20 @@ class Shown:
     """The last of the steps, the very object: where a copy still holds it, all steps before it are the same too."""
 
 
-def show(entry: Entry, held: Shown | None) -> Shown:
-    """The answer at the copy's version, byte for byte what `views.agent` encoded would be."""
+def show(entry: Entry, held: Shown | None, filling: Filling) -> Shown:
+    """The answer at the copy's version, byte for byte what `views.agent` encoded would be.
+
+    Raises NotHeld when it takes values that are stored apart and not in memory.
+    """
     record = entry.record
     path = record.path()
     if len(path) > views.STEPS_LIMIT:
-        return _shown(record.version, encode(views.agent(record)), (0, 0), 0, None)
-    fields = encode({**views.summary(record), "workspace": workspace_at(record, path)})
+        return _shown(record.version, filling.encoded_now(record, views.agent(record)), (0, 0), 0, None)
+    fields = filling.encoded_now(record, {**views.summary(record), "workspace": workspace_at(record, path)})
     kept, steps = 0, memoryview(b"")
     if held is not None and 0 < held.count <= len(path) and record.steps[path[held.count - 1]] is held.newest:
         kept, steps = held.count, memoryview(held.body)[held.steps_from : held.steps_to]
-    added = memoryview(encode([record.step(step) for step in path[kept:]]))[1:-1]
+    added = memoryview(filling.encoded_now(record, [record.step(step) for step in path[kept:]]))[1:-1]
     between = b"," if steps and added else b""
     body = b"".join((memoryview(fields)[:-1], _STEPS_HEAD, steps, between, added, _STEPS_TAIL))
     start = len(fields) - 1 + len(_STEPS_HEAD)

@@ -10,28 +10,28 @@ from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from app.api import shapes
 from app.api.agents import Limit
-from app.api.answers import Answer, no_content, reply
+from app.api.answers import Answer, Unsent, no_content, reply
 from app.api.bodies import BranchBody, HeadBody, ResultBody, RevertBody, StepBatch, StepsBody
 from app.api.call import AgentId, Reading, Verbs, Writing
 from app.api.paging import DEFAULT_LIMIT, steps_cursor, steps_window
 from app.api.routes import APPEND, DRIVE, READ, gone
 from app.lanes import Committed
 from models.agent import AgentRecord, Step
-from models.commit import Reply
 from models.errors import NotFound
 from models.ids import ROOT, plain_name
+from models.json import difference
 from models.listing import Window, page_of
 from models.results import Result, visible_results
-from models.tree import branch_names, diff, resolve
+from models.tree import branch_names, compare, resolve
 
 
-def _appended(committed: Committed) -> Reply:
+def _appended(committed: Committed) -> Unsent:
     appended = committed.answer
     body = {"steps": appended.steps, "head": appended.head, "version": appended.version}
     return reply(body, appended.version, 200 if appended.repeated else 201)
 
 
-def _position(committed: Committed) -> Reply:
+def _position(committed: Committed) -> Unsent:
     return reply(committed.answer, committed.record.version)
 
 
@@ -152,7 +152,18 @@ class StepRoutes(Controller):
         start: Annotated[str, QueryParameter(name="from", description="Step id, branch or HEAD.")],
         end: Annotated[str, QueryParameter(name="to", description="Step id, branch or HEAD.")] = "HEAD",
     ) -> Answer[shapes.Difference]:
-        return await reading.answer(agent_id, lambda record: diff(record, start, end))
+        async def difference_of(record: AgentRecord) -> dict[str, Any]:
+            found = compare(record, start, end)
+            left, right = found.workspaces
+            filled = await reading.filling.values(record, {"from": left, "to": right})
+            return {
+                "merge_base": found.merge_base,
+                "only_from": found.only_from,
+                "only_to": found.only_to,
+                "workspace": difference(filled["from"], filled["to"]),
+            }
+
+        return await reading.answer_with(agent_id, difference_of)
 
     @post("/revert", **DRIVE, status_code=200, summary="Put HEAD before a turn")
     async def revert(

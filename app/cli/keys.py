@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from app.api.answers import instant
 from app.cli.console import answer, say, with_runtime
+from app.clock import instant
 from app.runtime import Runtime
 from models.tenant import DEFAULT_TENANT, KeyRecord, Right
 

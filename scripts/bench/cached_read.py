@@ -117,7 +117,7 @@ async def _place(lab: Lab, *, keyed: bool) -> AsyncIterator[_Place]:
 
 async def _known(runtime: Runtime, steps: int) -> _Known:
     record = await make_agent(runtime.agents, steps)
-    shown = show(Entry(record, 0.0, 0), None)
+    shown = show(Entry(record, 0.0, 0), None, runtime.filling)
     return _Known(record.name_in_tenant, shown.etag.decode(), len(shown.body))
 
 

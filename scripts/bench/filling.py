@@ -16,6 +16,7 @@ from app.api.shown import show
 from app.cache import Cache
 from app.clock import SystemClock
 from app.config import Settings
+from app.filling import Filling
 from app.runtime import Runtime
 from scripts.bench.processes import resident_bytes
 
@@ -41,7 +42,7 @@ async def _filled(uri: str, database: str, keys: list[str]) -> dict[str, float]:
         cache.land(cache.depart(key), await runtime.store.read(key))
     records, counted = _resident() - begin, cache.bytes
     cache.beat(clock.monotonic(), (1, 1))
-    sizes = [_show(cache, key) for key in keys]
+    sizes = [_show(cache, runtime.filling, key) for key in keys]
     shown, counted_shown = _resident() - begin, cache.bytes
     await runtime.mongo.client.close()
     found = {
@@ -55,12 +56,12 @@ async def _filled(uri: str, database: str, keys: list[str]) -> dict[str, float]:
     return {name: value / len(keys) for name, value in found.items()}
 
 
-def _show(cache: Cache, key: str) -> tuple[int, int]:
+def _show(cache: Cache, filling: Filling, key: str) -> tuple[int, int]:
     """Make the answer and keep it; the agent's size as it is stored, and the answer's."""
     cache.beat(SystemClock().monotonic(), (1, 1))
     entry = cache.look(key)
     assert entry is not None
-    shown = show(entry, None)
+    shown = show(entry, None, filling)
     cache.show(entry, shown, len(shown.body))
     return entry.record.stored_bytes(), len(shown.body)
 

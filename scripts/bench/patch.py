@@ -11,6 +11,7 @@ from app.api.shown import Shown, show
 from app.cache import Cache, Entry
 from app.clock import SystemClock
 from app.feed import log_topic
+from app.filling import Filling
 from app.runtime import Runtime
 from models.agent import AgentRecord
 from models.event import Event
@@ -75,13 +76,13 @@ def _by_patch(runtime: Runtime, base: AgentRecord, events: Sequence[Event]) -> T
         cache.opened()
         cache.beat(clock.monotonic(), events[0].time)
         held(cache, base)
-        shown = _answer(cache, base.id, None)
+        shown = _answer(cache, runtime.filling, base.id, None)
         taken: list[float] = []
         for event in events:
             cache.beat(clock.monotonic(), event.time)
             started = time.perf_counter()
             cache.heard(event)
-            shown = _answer(cache, base.id, shown)
+            shown = _answer(cache, runtime.filling, base.id, shown)
             taken.append((time.perf_counter() - started) * 1000)
         assert shown.version == events[-1].version
         return taken
@@ -89,11 +90,11 @@ def _by_patch(runtime: Runtime, base: AgentRecord, events: Sequence[Event]) -> T
     return turn
 
 
-def _answer(cache: Cache, key: str, last: Shown | None) -> Shown:
+def _answer(cache: Cache, filling: Filling, key: str, last: Shown | None) -> Shown:
     """The answer from memory, kept for the next one, as the hot read does it."""
     entry = cache.look(key)
     assert entry is not None
-    shown = show(entry, last)
+    shown = show(entry, last, filling)
     cache.show(entry, shown, len(shown.body))
     return shown
 
@@ -101,7 +102,7 @@ def _answer(cache: Cache, key: str, last: Shown | None) -> Shown:
 def _by_reload(runtime: Runtime, key: str, scale: Scale) -> Turn:
     async def reload() -> Shown:
         record = await runtime.store.read(key, since=await runtime.mongo.now())
-        return show(Entry(record, 0.0, 0), None)
+        return show(Entry(record, 0.0, 0), None, runtime.filling)
 
     return lambda: milliseconds_each(reload, scale.calls)
 

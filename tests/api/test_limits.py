@@ -154,8 +154,8 @@ async def test_many_settings_are_one_agent(small: Api) -> None:
     """Sizes add up over writes of every kind."""
     agent = await small.made()
     refused: Any = None
-    for n in range(4):
-        refused = await small.http.put(f"/v1/agents/{agent.id}/results/k{n}", json={"result": "x" * 30_000})
+    for n in range(8):
+        refused = await small.http.put(f"/v1/agents/{agent.id}/results/k{n}", json={"result": "x" * 15_000})
     assert refused.status_code == 413
 
 

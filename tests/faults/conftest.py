@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 
@@ -18,9 +17,6 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.parent == Path(__file__).parent:  # one after another: each takes the machine for itself
-            item.add_marker(pytest.mark.xdist_group("faults"))
     if config.getoption("--long", default=False):
         for item in items:
             item.add_marker(pytest.mark.timeout(3600))

@@ -15,6 +15,7 @@ import pytest
 from pymongo import InsertOne
 from pymongo.errors import AutoReconnect, BulkWriteError
 
+from app.blobs import Blobs
 from app.clock import SystemClock
 from app.config import Settings
 from app.lanes import Committed, Once
@@ -178,7 +179,8 @@ async def _bench(uri: str, database: str, chosen: dict[str, Any]) -> AsyncIterat
     reads = Faulty(mongo.agents_raw, "find_one")
     metrics = Metrics()
     faulty: Any = {"agents": writes, "agents_raw": reads}
-    store = Store(replace(mongo, **faulty), settings, SystemClock(), metrics, Tracing(None), Deaf())
+    blobs = Blobs(mongo, limit_bytes=settings.blob_bytes, seconds=settings.call_seconds)
+    store = Store(replace(mongo, **faulty), settings, SystemClock(), metrics, Tracing(None), Deaf(), blobs)
     try:
         yield Bench(store, mongo, metrics, writes, reads)
     finally:
@@ -223,7 +225,10 @@ def refusing(record: AgentRecord, stamp: Stamp) -> Change:
 
 
 def once(key: str, digest: str = "body") -> Once:
-    return Once(key, digest, lambda done: Reply(201, str(done.record.version).encode(), {"ETag": "x"}))
+    async def encode(done: Committed) -> Reply:
+        return Reply(201, str(done.record.version).encode(), {"ETag": "x"})
+
+    return Once(key, digest, encode)
 
 
 async def test_applied_write_is_in_the_document_with_its_envelope_and_op(bench: Bench) -> None:

@@ -142,7 +142,7 @@ def test_difference_is_the_paths_beyond_the_merge_base(chain: list[Move], left: 
     record = ([started()] + [change.record for change in carried_out(started(), chain)])[-1]
     if not {left, right} <= {ROOT, *record.steps}:
         return
-    found = tree.diff(record, left, right)
+    found = tree.compare(record, left, right)
     base = record.path(found.merge_base)
     assert base + found.only_from == record.path(left)
     assert base + found.only_to == record.path(right)

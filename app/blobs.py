@@ -1,0 +1,94 @@
+"""Blobs: values too large for an agent's document, compressed, each once per tenant under the digest of its content.
+
+They are immutable. A value is stored before the commit that refers to it; `app.collector` removes what nothing refers
+to. Guarantee: storing a value again takes its mark off, so a collector that is about to remove it does not.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+
+from backports import zstd
+from bson.binary import Binary
+from pymongo import UpdateOne
+
+from app.mongo import Mongo, unavailable_when_failing
+from models.blob import Damaged, key_of
+
+_LEVEL = 3
+
+
+class Blobs:
+    """The large values of all tenants; what was lately read is kept in memory, up to `limit_bytes` of JSON."""
+
+    def __init__(self, mongo: Mongo, *, limit_bytes: int, seconds: float) -> None:
+        self._mongo = mongo
+        self._limit = limit_bytes
+        self._seconds = seconds
+        self._held: OrderedDict[str, bytes] = OrderedDict()
+        self.bytes = 0
+
+    async def store(self, tenant: str, blobs: Mapping[Binary, bytes]) -> None:
+        """Make the values durable, or take the marks off those that are there. Raises PyMongoError.
+
+        They stay in memory, too: who writes is about to read.
+        """
+        writes = [
+            UpdateOne(
+                {"_id": key_of(tenant, reference)},
+                {
+                    "$setOnInsert": {"tenant": tenant, "data": zstd.compress(text, _LEVEL), "length": len(text)},
+                    "$unset": {"mark": ""},
+                },
+                upsert=True,
+            )
+            for reference, text in blobs.items()
+        ]
+        await self._mongo.blobs.bulk_write(writes, ordered=False)
+        for reference, text in blobs.items():
+            self._keep(key_of(tenant, reference), text)
+
+    def held(self, tenant: str, reference: Binary) -> bytes | None:
+        """The value as JSON, if it is in memory."""
+        key = key_of(tenant, reference)
+        text = self._held.get(key)
+        if text is not None:
+            self._held.move_to_end(key)
+        return text
+
+    async def fetch(self, tenant: str, references: Iterable[Binary]) -> dict[Binary, bytes]:
+        """The values as JSON, read in one go but for what memory has. Raises Unavailable; Damaged if one is missing."""
+        found: dict[Binary, bytes] = {}
+        wanted: dict[str, Binary] = {}
+        for reference in references:
+            text = self.held(tenant, reference)
+            if text is None:
+                wanted[key_of(tenant, reference)] = reference
+            else:
+                found[reference] = text
+        if wanted:
+            found |= await self._read(wanted)
+        return found
+
+    async def _read(self, wanted: Mapping[str, Binary]) -> dict[Binary, bytes]:
+        found: dict[Binary, bytes] = {}
+        with unavailable_when_failing(self._seconds):
+            # unscoped: the keys begin with the tenant
+            async for document in self._mongo.blobs.find({"_id": {"$in": list(wanted)}}, {"data": 1}):
+                text = zstd.decompress(document["data"])
+                found[wanted[document["_id"]]] = text
+                self._keep(document["_id"], text)
+        missing = [key for key, reference in wanted.items() if reference not in found]
+        if missing:
+            raise Damaged(f"A value that an agent refers to is not there: {missing[0]}.")
+        return found
+
+    def _keep(self, key: str, text: bytes) -> None:
+        if len(text) > self._limit or key in self._held:
+            return
+        self._held[key] = text
+        self.bytes += len(text)
+        while self.bytes > self._limit:
+            _, oldest = self._held.popitem(last=False)
+            self.bytes -= len(oldest)

@@ -1,0 +1,113 @@
+"""Filling: what a record refers to, put back where it belongs when an answer is encoded.
+
+Answers are made of records as they are stored, with references in the place of large values and prompts. The encoder
+meets them, takes from memory what is there, and says what it lacks; that is read in one go, and the answer is encoded
+again. So nothing is searched for, and an answer without references costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import orjson
+from bson.binary import Binary
+
+from app.blobs import Blobs
+from app.clock import instant
+from models.agent import AgentRecord
+from models.blob import Damaged, is_reference
+from models.prompt import FIELD, StoredPrompt, chain, is_prompt
+
+_OPTIONS = orjson.OPT_PASSTHROUGH_DATETIME
+
+
+class NotHeld(Exception):
+    """A value that is stored apart is not in memory."""
+
+
+class Filling:
+    """Encodes answers about agents."""
+
+    def __init__(self, blobs: Blobs) -> None:
+        self._blobs = blobs
+
+    async def encoded(self, record: AgentRecord, value: Any) -> bytes:
+        """JSON of something made of the record, filled. Raises Unavailable; Damaged."""
+        encoder = _Encoder(record, self._blobs, {})
+        text = encoder.encoded(value)
+        while encoder.missing:
+            found = await self._blobs.fetch(record.tenant, encoder.missing)
+            encoder = _Encoder(record, self._blobs, {**encoder.found, **found})
+            text = encoder.encoded(value)
+        return text
+
+    def encoded_now(self, record: AgentRecord, value: Any) -> bytes:
+        """The same from memory alone. Raises NotHeld."""
+        encoder = _Encoder(record, self._blobs, {})
+        text = encoder.encoded(value)
+        if encoder.missing:
+            raise NotHeld
+        return text
+
+    async def values(self, record: AgentRecord, stored: Mapping[str, Any]) -> dict[str, Any]:
+        """Stored values as they were given, by name. Raises Unavailable; Damaged."""
+        filled: dict[str, Any] = orjson.loads(await self.encoded(record, stored))
+        return filled
+
+
+class _Encoder:
+    """One try to encode an answer; `missing` are the references that were met in vain."""
+
+    def __init__(self, record: AgentRecord, blobs: Blobs, found: Mapping[Binary, bytes]) -> None:
+        self.found = found
+        self._record = record
+        self._blobs = blobs
+        self._prompts: dict[str, list[Any]] = {}
+        """By step; of the prompt that is asked for the step is not known, and its place here means nothing."""
+        self.missing: set[Binary] = set()
+
+    def encoded(self, value: Any) -> bytes:
+        return orjson.dumps(value, default=self._other, option=_OPTIONS)
+
+    def _other(self, value: Any) -> Any:
+        if isinstance(value, datetime):
+            return instant(value)
+        if is_reference(value):
+            return orjson.Fragment(self._text(value) or b"null")
+        if is_prompt(value):
+            return self._messages(value)
+        raise TypeError(f"{type(value).__name__} has no JSON form")
+
+    def _text(self, reference: Binary) -> bytes | None:
+        text = self.found.get(reference) or self._blobs.held(self._record.tenant, reference)
+        if text is None:
+            self.missing.add(reference)
+        return text
+
+    def _messages(self, stored: Binary) -> list[Any]:
+        """The messages of a prompt; those of a step that others go on from are put together once for all of them."""
+        step = ""
+        parts: list[tuple[str, StoredPrompt]] = []
+        for part in chain(stored, self._stored_prompt):
+            parts.append((step, part))
+            step = part.step
+            if step in self._prompts:
+                break
+        messages: list[Any] = self._prompts.get(step, [])
+        for step, part in reversed(parts):
+            messages = [*messages[: part.reused], *self._tail(part.tail)]
+            self._prompts[step] = messages
+        return messages
+
+    def _stored_prompt(self, step: str) -> Any:
+        body = self._record.steps.get(step)
+        if body is None or not is_prompt(body.get(FIELD)):
+            raise Damaged(f"A prompt of '{self._record.id}' goes on from the step '{step}', which has none.")
+        return body[FIELD]
+
+    def _tail(self, tail: Any) -> list[Any]:
+        if not is_reference(tail):
+            return list(tail)
+        return list(orjson.loads(self._text(tail) or b"[]"))
