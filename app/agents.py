@@ -27,6 +27,7 @@ from models.commit import Guard
 from models.errors import Forbidden, InvalidRequest, TooLarge
 from models.execution import states_of
 from models.ids import ROOT, check_branch, check_id, check_name
+from models.packing import references
 from models.settings import with_defaults
 from models.snapshot import Snapshot, draft_of
 from models.tenant import Scope
@@ -137,7 +138,8 @@ class Agents:
         def move(previous: AgentRecord, stamp: Stamp) -> Change:
             guard.check(source)
             draft = tree.fork(source, scope.agent_key(new), at, name)
-            return create(previous, draft, stamp, step_version=1)
+            shared = dict.fromkeys(references(draft.steps, draft.results))
+            return create(previous, draft, stamp, step_version=1, blobs=shared)
 
         spent = self._clock.monotonic() - began
         return await self._store.commit(scope, new, move, once=terms.once, creates=True, spent=spent)

@@ -29,25 +29,18 @@ class Blobs:
         self._held: OrderedDict[str, bytes] = OrderedDict()
         self.bytes = 0
 
-    async def store(self, tenant: str, blobs: Mapping[Binary, bytes]) -> None:
-        """Make the values durable, or take the marks off those that are there. Raises PyMongoError.
+    async def store(self, tenant: str, blobs: Mapping[Binary, bytes | None]) -> None:
+        """Make the values durable, and take the marks off those that are there (None: one that has to be).
 
-        They stay in memory, too: who writes is about to read.
+        They stay in memory, too: who writes is about to read. Raises PyMongoError; Damaged if one is missing.
         """
-        writes = [
-            UpdateOne(
-                {"_id": key_of(tenant, reference)},
-                {
-                    "$setOnInsert": {"tenant": tenant, "data": zstd.compress(text, _LEVEL), "length": len(text)},
-                    "$unset": {"mark": ""},
-                },
-                upsert=True,
-            )
-            for reference, text in blobs.items()
-        ]
-        await self._mongo.blobs.bulk_write(writes, ordered=False)
+        writes = [_write(key_of(tenant, reference), tenant, text) for reference, text in blobs.items()]
+        done = await self._mongo.blobs.bulk_write(writes, ordered=False)
+        if done.matched_count + done.upserted_count != len(writes):
+            raise Damaged("A value that is referred to is not there.")
         for reference, text in blobs.items():
-            self._keep(key_of(tenant, reference), text)
+            if text is not None:
+                self._keep(key_of(tenant, reference), text)
 
     def held(self, tenant: str, reference: Binary) -> bytes | None:
         """The value as JSON, if it is in memory."""
@@ -92,3 +85,11 @@ class Blobs:
         while self.bytes > self._limit:
             _, oldest = self._held.popitem(last=False)
             self.bytes -= len(oldest)
+
+
+def _write(key: str, tenant: str, text: bytes | None) -> UpdateOne:
+    unmarked = {"$unset": {"mark": ""}}
+    if text is None:
+        return UpdateOne({"_id": key}, unmarked)
+    value = {"tenant": tenant, "data": zstd.compress(text, _LEVEL), "length": len(text)}
+    return UpdateOne({"_id": key}, {"$setOnInsert": value, **unmarked}, upsert=True)

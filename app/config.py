@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AliasChoices, Field, field_validator
+from pydantic import AliasChoices, Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.packing import INLINE_BYTES
@@ -74,6 +74,12 @@ class Settings(BaseSettings):
     feed_bytes: int = Field(default=4 * MIB, ge=1024, description="The same in bytes.")
     feeds: int = Field(default=10_000, ge=1, description="Feeds open at once on this replica.")
     feeds_of_a_tenant: int = Field(default=2_000, ge=1, description="The same for one tenant.")
+    collect_hours: float = Field(
+        default=24.0, ge=0, description="How often values that nothing refers to are removed; 0: by command only."
+    )
+    collect_wait_seconds: float = Field(
+        default=600.0, gt=0, description="How long they are left marked before; more than any commit takes."
+    )
     log_days: float = Field(default=30.0, gt=0, description="How long the change log is kept.")
 
     @property
@@ -85,6 +91,14 @@ class Settings(BaseSettings):
     def commit_seconds(self) -> float:
         """What a commit may take: the deadline, less the call that may go before it to find out who asks."""
         return self.deadline_seconds - self.call_seconds
+
+    @field_validator("collect_wait_seconds")
+    @classmethod
+    def _longer_than_commits(cls, value: float, others: ValidationInfo) -> float:
+        deadline = others.data.get("deadline_seconds", 0.0)
+        if value < 2 * deadline:
+            raise ValueError(f"must be at least twice HOLDFAST_DEADLINE_SECONDS, {2 * deadline}")
+        return value
 
     @field_validator("mongodb_uri")
     @classmethod

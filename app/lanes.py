@@ -130,7 +130,7 @@ class Trial:
         self.event: Event | None = None
         """What the change stream is going to say of it, once it has been written."""
         self.bytes = 0
-        self.blobs: dict[Binary, bytes] = {}
+        self.blobs: dict[Binary, bytes | None] = {}
         """What has to be stored before the trial is written."""
         self.rest: Sequence[Request] = ()
         for number, request in enumerate(batch):
@@ -222,4 +222,4 @@ class Trial:
         if size > limit - _COMMIT_BYTES and size > self.record.stored_bytes():
             raise TooLarge("The agent", limit, size + _COMMIT_BYTES)
         self.size = size
-        self.bytes += growth + sum(map(len, change.blobs.values()))
+        self.bytes += growth + sum(len(text or b"") for text in change.blobs.values())

@@ -18,6 +18,7 @@ from app.blobs import Blobs
 from app.cache import Cache
 from app.changelog import ChangeLog
 from app.clock import SystemClock
+from app.collector import Collector
 from app.config import Settings
 from app.feed import Caps, Feed
 from app.filling import Filling
@@ -26,6 +27,7 @@ from app.reads import Reads
 from app.scribe import Scribe
 from app.store import Store
 from app.streams import Streams
+from app.tasks import end
 from app.telemetry import Metrics, get_logger
 from app.tenancy import Keys
 from app.tracing import Tracing
@@ -78,17 +80,22 @@ class Runtime:
         self.watcher = Watcher(
             self.mongo, self.cache, self.feed, self.changes, self.scribe, clock, self.metrics, self.tracing
         )
+        self.collector = Collector(self.mongo, clock, wait_seconds=settings.collect_wait_seconds)
+        self._collecting: list[asyncio.Task[None]] = []
         self._show()
 
     async def start(self) -> None:
         """Make the database fit to use, and follow it."""
         await self.mongo.prepare()
         await self.watcher.start()
+        if self.settings.collect_hours:
+            self._collecting = [asyncio.create_task(self.collector.run(self.settings.collect_hours * 3600))]
         _log.info("replica started", database=self.settings.mongodb_database)
 
     async def stop(self) -> None:
         """End the feeds, settle what was sent, write it into the log, then let go of the database."""
         self.feed.stop()
+        await end(*self._collecting)
         await self.store.stop()
         await self.watcher.stop()
         await self.mongo.client.close()
@@ -106,6 +113,7 @@ class Runtime:
             metrics.tell(f"cache_{name}", f"Cache: {name}.", partial(getattr, tally, name))
         metrics.show("cache_agents", "Agents in memory to answer from.", lambda: len(self.cache))
         metrics.show("cache_bytes", "Bytes that they are counted as.", lambda: self.cache.bytes)
+        metrics.show("blob_bytes", "JSON bytes of values stored apart that are in memory.", lambda: self.blobs.bytes)
         metrics.show("feed_subscribers", "Feeds open on this replica.", lambda: feed.count)
         metrics.tell("feed_gaps", "Feeds closed with a gap.", lambda: feed.gaps)
         metrics.tell("log_entries", "Entries written to the change log.", lambda: scribe.written)

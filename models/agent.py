@@ -138,7 +138,7 @@ class AgentRecord(BaseModel):
         put: Mapping[str, Any] | None = None,
         drop: Collection[str] = (),
         answer: Any = None,
-        blobs: Mapping[Binary, bytes] | None = None,
+        blobs: Mapping[Binary, bytes | None] | None = None,
     ) -> Change:
         """One version on: `fields` replaced as wholes, `put` assigned by path inside the maps, `drop` removed there.
 
@@ -197,7 +197,7 @@ def create(
     stamp: Stamp,
     *,
     step_version: int | None = None,
-    blobs: Mapping[Binary, bytes] | None = None,
+    blobs: Mapping[Binary, bytes | None] | None = None,
 ) -> Change:
     """A new agent in the place of nothing or of a tombstone, whose version and fence it continues.
 

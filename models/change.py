@@ -48,7 +48,7 @@ class Change:
     Otherwise `record.version` is one more than before. `sets` and `drops` hold field paths whose segments
     are fixed names, checked ids or `ids.field_name` output, never a caller's raw text. `told` is what readers of
     the envelope are to know and could not see from the assignments. `blobs` are the values that the assignments refer
-    to (`models.blob`): they have to be stored before the change is.
+    to (`models.blob`), None for one that is stored already: they have to be there before the change is.
     """
 
     record: AgentRecord
@@ -57,7 +57,7 @@ class Change:
     drops: frozenset[str] = frozenset()
     answer: Any = None
     told: Mapping[str, Any] = field(default_factory=dict)
-    blobs: Mapping[Binary, bytes] = field(default_factory=dict)
+    blobs: Mapping[Binary, bytes | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
+from bson.binary import Binary
+
 from models import prompt
 from models.blob import Blobs, canonical, is_reference, length_of, packed, reference_to
 from models.ids import ROOT
@@ -37,6 +39,15 @@ def reads_as(stored: Any, value: Any) -> bool:
     if is_reference(stored):
         return bool(reference_to(canonical(value), length_of(stored)) == stored)
     return same(stored, value)
+
+
+def references(steps: Steps, results: Mapping[str, Mapping[str, Any]]) -> Iterator[Binary]:
+    """Every reference in these stored steps and results."""
+    for fields in (*steps.values(), *results.values()):
+        for stored in fields.values():
+            value = prompt.StoredPrompt.of(stored).tail if is_prompt(stored) else stored
+            if is_reference(value):
+                yield value
 
 
 _OWN = frozenset({"seq", "version", "parent_id", "turn_id", "index", "created_at", "role", prompt.FIELD})

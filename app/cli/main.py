@@ -8,7 +8,7 @@ import typer
 from pydantic import ValidationError
 from pymongo.errors import ConfigurationError, PyMongoError
 
-from app.cli import database, doctor, imports, keys, serve
+from app.cli import collect, database, doctor, imports, keys, serve
 from app.cli.console import Failure, say
 from app.config import Settings
 from app.mongo import DatabaseProblem
@@ -33,6 +33,7 @@ cli.add_typer(database.commands, name="db")
 cli.add_typer(keys.commands, name="keys")
 cli.command("serve")(serve.serve)
 cli.command("import")(imports.take_in)
+cli.command("collect")(collect.collect)
 cli.command("doctor")(doctor.examine)
 
 
