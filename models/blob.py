@@ -25,7 +25,7 @@ _SCALARS = (type(None), bool, int, float)
 
 
 class Damaged(Exception):
-    """What is stored contradicts itself; `holdfast doctor --fsck` says where."""
+    """What is stored contradicts itself."""
 
 
 Blobs = MutableMapping[Binary, bytes]
