@@ -126,7 +126,7 @@ class Streams:
     async def _complete(self, scope: Scope, agent: str, item: Item[News]) -> None:
         """Put into the news what its event did not hold; once for all readers. Raises FeedGap when it is gone."""
         await self._find_workspace(scope, agent, item)
-        if item.value.refers:
+        if item.value.bytes_apart:
             try:
                 item.value = await self._filled(await self._reads.caught_up(scope, agent), item.value)
             except (NotFound, Damaged) as error:
@@ -136,7 +136,7 @@ class Streams:
 
     async def _filled(self, record: AgentRecord, news: News) -> News:
         """The news with what is stored apart."""
-        if not news.refers:
+        if not news.bytes_apart:
             return news
         return replace(news, told=tuple([(kind, await self._filling.values(record, data)) for kind, data in news.told]))
 

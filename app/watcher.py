@@ -230,7 +230,7 @@ class Watcher:
         if self._feed.has(event.key):
             news = news_of(event)
             for one in news:
-                self._feed.tell(event.key, Item(one, size // len(news)))
+                self._feed.tell(event.key, Item(one, size // len(news) + one.bytes_apart))
         self._feed.position = max(self._feed.position or "", entries[-1].position)
 
     async def _beat(self) -> None:

@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bson.binary import Binary
-
 from models.agent import MAIN, AgentRecord
+from models.blob import is_reference, length_of
 from models.change import AGENT, BRANCHES, CLEARED, DELETED, HEAD, RESULTS, SETTINGS
 from models.change import WORKSPACE as WORKSPACE_KIND
 from models.entry import each_version, steps_of
 from models.event import Event
 from models.ids import ROOT, plain_name
 from models.profile import masked
+from models.prompt import StoredPrompt, is_prompt
 from models.results import WORKSPACE
 
 Data = dict[str, Any]
@@ -34,9 +34,9 @@ class News:
     """HEAD was moved to this step: which workspace that brings is not seen from the event."""
 
     @property
-    def refers(self) -> bool:
-        """Whether something in it is stored apart."""
-        return any(_refers(data) for _, data in self.told)
+    def bytes_apart(self) -> int:
+        """Bytes of JSON that it refers to and does not hold; 0 when it is whole."""
+        return sum(_bytes_apart(data) for _, data in self.told)
 
 
 def news_of(event: Event) -> list[News]:
@@ -60,11 +60,13 @@ def steps_since(record: AgentRecord, version: int) -> list[News]:
     return [News(at, tuple(told)) for at, told in sorted(found.items())]
 
 
-def _refers(value: Any, levels: int = 4) -> bool:
-    """Whether a stored value stands for another, as far down as records have them."""
+def _bytes_apart(value: Any, levels: int = 4) -> int:
+    """The same of a stored value, as far down as records have references."""
     if isinstance(value, Mapping) and levels:
-        return any(_refers(each, levels - 1) for each in value.values())
-    return isinstance(value, Binary)
+        return sum(_bytes_apart(each, levels - 1) for each in value.values())
+    if is_reference(value):
+        return length_of(value)
+    return StoredPrompt.of(value).size if is_prompt(value) else 0
 
 
 def _news(event: Event, version: int, kinds: list[str], steps: Mapping[str, Mapping[str, Any]]) -> News:
