@@ -35,8 +35,7 @@ if TYPE_CHECKING:
     )
 
 _REQUEST_ID = re.compile(r"\A[\x21-\x7e]{1,128}\Z")
-_PROCESS = secrets.token_hex(10)
-NEW_IDS = (f"{_PROCESS}{number:012x}".encode() for number in itertools.count(1))
+NEW_IDS = map(str.encode, map((secrets.token_hex(10) + "{:012x}").format, itertools.count(1)))
 """Ids for requests whose caller gave none."""
 
 _PROBES = ("/health/live", "/health/ready")

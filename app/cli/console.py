@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from app.config import Settings
 from app.mongo import check
@@ -55,14 +56,29 @@ def database(settings: Settings, *, watched: bool = False) -> Iterator[str]:
         yield uri
 
 
-def with_runtime(work: Callable[[Runtime], Coroutine[Any, Any, T]]) -> T:
-    """Do some work on the database of the settings. Raises DatabaseProblem when it can't be used."""
+def with_runtime(work: Callable[[Runtime], Coroutine[Any, Any, T]], *, reading_only: bool = False) -> T:
+    """Do some work on the database of the settings. Raises DatabaseProblem when it can't be used.
+
+    `reading_only`: nothing is started, so that nothing is written, not even a heartbeat.
+    """
     settings = Settings()
 
     async def run(uri: str) -> T:
         await check(uri)
-        async with running(settings, uri) as runtime:
+        if not reading_only:
+            async with running(settings, uri) as runtime:
+                return await work(runtime)
+        runtime = Runtime(settings, uri)
+        try:
             return await work(runtime)
+        finally:
+            await runtime.mongo.client.close()
 
     with database(settings) as uri:
         return asyncio.run(run(uri))
+
+
+def progress() -> Progress:
+    """Bars for people, with counts and time; nothing where nobody looks."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=people, transient=True, disable=not people.is_terminal)

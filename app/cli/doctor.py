@@ -4,30 +4,75 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
-from app.cli.console import answer, say
+from app.cli.console import answer, progress, say, with_runtime
 from app.config import Settings
+from app.fsck import Counts, Fsck, mend
 from app.mongo import DatabaseProblem, check, transaction_seconds
 from app.mongod import EmbeddedError, EmbeddedServer
+from app.runtime import Runtime
 from app.vault import KEY_FILE, SecretKeyProblem, configured_keys
 
 _TRANSACTION_SECONDS = 10
 _PROBLEMS = (DatabaseProblem, EmbeddedError, SecretKeyProblem)
 
 
-def examine() -> None:
-    """Check the settings, the database and the secret keys; fails when something is wrong, and says what to do."""
+def examine(
+    fsck: Annotated[
+        bool, typer.Option("--fsck", help="Also prove that all that is stored is consistent; it only reads.")
+    ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="With --fsck: mend what follows from the rest, by ordinary commits.")
+    ] = False,
+) -> None:
+    """Check the settings, the database and the secret keys; fails when something is wrong, and says what to do.
+
+    With --fsck every agent, every value stored apart and the change log are looked through, also while others write:
+    a line for each flaw, and a summary. What can't be mended is yours to judge: a backup has what was lost.
+    """
+    if repair and not fsck:
+        raise typer.BadParameter("goes with --fsck.", param_hint="--repair")
     settings = Settings()
     checks: tuple[tuple[str, Callable[[Settings], str]], ...] = (
         ("database", _database),
         ("secret keys", _secret_keys),
     )
     passed = [_passes(name, probe, settings) for name, probe in checks]
+    if all(passed) and fsck:
+        passed.append(_consistent(repair=repair))
     if not all(passed):
         raise typer.Exit(1)
     say("All is well.")
+
+
+def _consistent(*, repair: bool) -> bool:
+    """Whether nothing is wrong with what is stored, or nothing any more."""
+
+    async def work(runtime: Runtime) -> bool:
+        with progress() as bars:
+            agents, values = bars.add_task("agents", total=None), bars.add_task("values", total=None)
+
+            def told(counts: Counts) -> None:
+                bars.update(agents, completed=counts.agents, total=max(counts.of_agents, counts.agents))
+                bars.update(values, completed=counts.values, total=max(counts.of_values, counts.values))
+
+            fsck = Fsck(runtime.mongo, told)
+            wrong = mended = 0
+            async for found in fsck.findings():
+                if repair and await mend(runtime.store, found):
+                    mended += 1
+                    answer(f"mended {found}")
+                else:
+                    wrong += 1
+                    answer(f"wrong  {found}")
+        looked_at = f"{fsck.counts.agents} agents and {fsck.counts.values} values looked at"
+        answer(f"{'wrong ' if wrong else 'ok    '} {looked_at}, {wrong} flaws, {mended} mended")
+        return wrong == 0
+
+    return with_runtime(work, reading_only=not repair)
 
 
 def _passes(name: str, probe: Callable[[Settings], str], settings: Settings) -> bool:

@@ -8,10 +8,9 @@ from typing import Annotated
 
 import typer
 from pydantic import ValidationError
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from app.agents import Agents, Terms
-from app.cli.console import Failure, answer, people, with_runtime
+from app.cli.console import Failure, answer, progress, with_runtime
 from app.lanes import Committed
 from app.runtime import Runtime
 from app.traces import Snapshot as TracedSnapshot
@@ -33,21 +32,21 @@ def take_in(
 
     Example: holdfast import run.traj chat.json
     """
-    with _progress() as progress:
-        reading = progress.add_task("reading", total=len(files))
+    with progress() as bars:
+        reading = bars.add_task("reading", total=len(files))
         traces = []
         for file in files:
             traces += read(file)
-            progress.advance(reading)
+            bars.advance(reading)
 
         async def work(runtime: Runtime) -> None:
             scope = Scope(tenant, frozenset(Right), owner, by="import")
             made = [_prepared(runtime.agents, scope, trace) for trace in traces]
-            importing = progress.add_task("importing", total=len(made))
+            importing = bars.add_task("importing", total=len(made))
             for make in made:
                 record = (await make()).record
                 answer(f"{record.name_in_tenant} {record.name} {record.step_count}")
-                progress.advance(importing)
+                bars.advance(importing)
 
         with_runtime(work)
 
@@ -72,8 +71,3 @@ def _snapshot(trace: TracedSnapshot) -> Snapshot:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise Failure(f"The export is not one of Holdfast's: {where}: {first['msg']}.") from error
-
-
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=people, transient=True, disable=not people.is_terminal)

@@ -69,9 +69,8 @@ class _Place:
     headers: dict[str, str]
 
     def target(self, agent: _Known, *, known: bool) -> _Target:
-        condition = {"If-None-Match": agent.etag} if known else {}
         path = f"/v1/agents/{agent.name}"
-        return _Target(self.server, get(path, **self.headers, **condition), 304 if known else 200)
+        return _Target(self.server, get(path, **self.headers, **agent.condition(known=known)), 304 if known else 200)
 
 
 @dataclass(frozen=True)
@@ -81,6 +80,10 @@ class _Known:
     name: str
     etag: str
     size: int
+
+    def condition(self, *, known: bool) -> dict[str, str]:
+        """The headers of one who has this version already."""
+        return {"If-None-Match": self.etag} if known else {}
 
 
 async def run(lab: Lab, scale: Scale) -> Finding:
@@ -95,7 +98,7 @@ async def run(lab: Lab, scale: Scale) -> Finding:
             for known in (False, True):
                 path = "/unchanged" if known else f"/{agent.size}"
                 targets = {
-                    _BARE: _Target(bare, get(path), 304 if known else 200),
+                    _BARE: _Target(bare, get(path, **agent.condition(known=known)), 304 if known else 200),
                     _OPEN: free.target(agent, known=known),
                     _KEYED: keyed.target(twin, known=known),
                 }

@@ -22,9 +22,9 @@ import pymongo
 import pytest
 from pymongo.database import Database as Tables
 
+from models.agreement import Written, differences, remark
 from models.change import AGENT, CLEARED, CREATED, DELETED, HEAD, STEP
 from models.entry import GAP, Entry, position, time_of
-from scripts.agreement import Written, differences, remark
 from scripts.example_subscriber import events
 from tests.harness import Database, Replica, clients_of, deployment, rounds, wait_until
 
