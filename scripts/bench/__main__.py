@@ -15,7 +15,7 @@ from rich.console import Console
 from app.telemetry import configure_logging
 from scripts.bench import append_http, append_many, cached_read, lag, memory, oplog_bytes, patch, read_500
 from scripts.bench.lab import Lab, laboratory
-from scripts.bench.report import Finding, as_json, show, surroundings
+from scripts.bench.report import Finding, as_json, as_markdown, show, surroundings
 from scripts.bench.scale import FULL, QUICK, Scale
 
 Benchmark = Callable[[Lab, Scale], Awaitable[Finding]]
@@ -31,6 +31,7 @@ def main(
     only: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(_BENCHMARKS)}; may be repeated.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A glance: that everything runs, not what it costs.")] = False,
     json: Annotated[Path | None, typer.Option(help="Also write all figures to this file.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the tables to this file.")] = None,
     uri: Annotated[str | None, typer.Option(help="Measure on this replica set, not on an embedded one.")] = None,
 ) -> None:
     """Measure appends, reads and the oplog beside the bare driver, in turns. Nothing is left behind."""
@@ -41,6 +42,8 @@ def main(
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         findings, around = runner.run(_measure(chosen, QUICK if quick else FULL, uri))
     show(findings, around, Console(width=_WIDTH))
+    if markdown is not None:
+        markdown.write_text(as_markdown(findings))
     if json is not None:
         json.write_bytes(orjson.dumps(as_json(findings, around), option=orjson.OPT_INDENT_2))
 

@@ -14,7 +14,7 @@ from app.feed import log_topic
 from app.filling import Filling
 from app.runtime import Runtime
 from models.agent import AgentRecord
-from models.event import Event
+from models.event import Event, Time
 from models.tenant import ANONYMOUS
 from scripts.bench.event_replay import event_of, held, microseconds_each, recorded
 from scripts.bench.lab import Lab
@@ -33,11 +33,11 @@ _LOG = log_topic(ANONYMOUS.tenant)
 _ABSENT = "not in memory"
 _ABOUT = (
     "From an append of a 1 KB step to the next answer, in process. 'patch by the event': the copy in memory is brought "
-    "up to date by the change event, and the answer is made from the last one. 'read again': the agent is read from "
-    "the database as a reader who misses would, decoded, and encoded whole. Expected of the longer agent. "
-    "The rows in µs, for information: processor time of a watcher for each such event, from the bytes that the driver "
-    "gives it on: decoded, told to the cache, the change log's queue and the feed; without writing the log, and "
-    "without encoding and sending to subscribers."
+    "up to date by the change event, and the answer is made from the last one. 'read again': an agent as long as the "
+    "other is half-way is read from the database as a reader who misses would, decoded, and encoded whole. Expected of "
+    "the longer agent. The rows in µs, for information: processor time of a watcher for each such event, from the "
+    "bytes that the driver gives it on: decoded, told to the cache, the change log's queue and the feed; without "
+    "writing the log, and without encoding and sending to subscribers."
 )
 
 
@@ -58,9 +58,10 @@ async def _answers(
     runtime: Runtime, base: AgentRecord, changes: Sequence[RawBSONDocument], steps: int, scale: Scale
 ) -> list[Row]:
     events = [event_of(change) for change in changes[: scale.calls]]
+    as_long = await make_agent(runtime.agents, steps + len(events) // 2)
     variants = [
         Variant(_PATCH, _by_patch(runtime, base, events)),
-        Variant(_RELOAD, _by_reload(runtime, base.id, scale)),
+        Variant(_RELOAD, _by_reload(runtime, as_long.id, events[-1].time, scale)),
     ]
     figures = await take_turns(variants, scale.rounds)
     expected = _EXPECTED if steps == _LONG else None
@@ -99,9 +100,9 @@ def _answer(cache: Cache, filling: Filling, key: str, last: Shown | None) -> Sho
     return shown
 
 
-def _by_reload(runtime: Runtime, key: str, scale: Scale) -> Turn:
+def _by_reload(runtime: Runtime, key: str, heard: Time, scale: Scale) -> Turn:
     async def reload() -> Shown:
-        record = await runtime.store.read(key, since=await runtime.mongo.now())
+        record = await runtime.store.read(key, since=heard)
         return show(Entry(record, 0.0, 0), None, runtime.filling)
 
     return lambda: milliseconds_each(reload, scale.calls)

@@ -115,6 +115,11 @@ def as_json(findings: Sequence[Finding], around: Mapping[str, str]) -> dict[str,
     return {"surroundings": dict(around), "not_claimed": NOT_CLAIMED, "findings": [asdict(each) for each in findings]}
 
 
+def as_markdown(findings: Sequence[Finding]) -> str:
+    """The tables as they stand in the documentation."""
+    return "\n\n".join(map(_section, findings)) + "\n"
+
+
 def show(findings: Sequence[Finding], around: Mapping[str, str], console: Console) -> None:
     """Everything, for a reader."""
     for finding in findings:
@@ -124,6 +129,13 @@ def show(findings: Sequence[Finding], around: Mapping[str, str], console: Consol
     console.print("Not claimed:")
     for line in NOT_CLAIMED:
         console.print(f"  - {line}", highlight=False)
+
+
+def _section(finding: Finding) -> str:
+    columns = ("case", "variant", "median", "middle half", "ratio", "middle half", "to", "expected", "note")
+    lines = [columns, tuple("---" for _ in columns), *(_cells(row, shown=True) for row in finding.rows)]
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return f"### {finding.name}\n\n{finding.about}\n\n{table}"
 
 
 def _table(finding: Finding) -> Table:

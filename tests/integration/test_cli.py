@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from pymongo import MongoClient
 
 from app.mongod import EmbeddedServer
 from tests.harness import free_port, wait_until
@@ -259,6 +261,42 @@ def test_doctor_looks_at_a_running_database(holdfast: Call, data: Path) -> None:
     assert "running" in done.stdout
 
 
+def test_fsck_finds_what_is_broken_and_repairs_what_is_safe(holdfast: Call, data: Path, tmp_path: Path) -> None:
+    """The exit code is 1 as long as something is wrong; a line for each flaw."""
+    trace = tmp_path / "chat.json"
+    trace.write_text('[{"role": "user", "content": "' + "x" * 40_000 + '"}]')
+    agent = holdfast("import", str(trace)).stdout.split()[0]
+    sound = holdfast("doctor", "--fsck")
+    assert sound.returncode == 0
+    assert "1 agents and 1 values looked at, 0 flaws" in sound.stdout
+    server = EmbeddedServer(data)
+    with MongoClient[Any](server.start()) as client:
+        client["holdfast"]["agents"].update_one({}, {"$set": {"step_count": 9, "branches.side": "nowhere"}})
+    broken = holdfast("doctor", "--fsck")
+    assert broken.returncode == 1
+    assert f"wrong  default:{agent}: its step_count is 9 and should be 1" in broken.stdout
+    repaired = holdfast("doctor", "--fsck", "--repair")
+    assert repaired.returncode == 1
+    assert f"mended default:{agent}: its step_count is 9" in repaired.stdout
+    assert "the branch 'side' points at 'nowhere'" in repaired.stdout
+    assert "1 flaws, 1 mended" in repaired.stdout
+    alone = holdfast("doctor", "--repair")
+    assert (alone.returncode, "goes with --fsck" in alone.stderr) == (2, True)
+
+
+def test_collect_removes_what_nothing_refers_to(holdfast: Call, data: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "chat.json"
+    trace.write_text('[{"role": "user", "content": "' + "x" * 40_000 + '"}]')
+    holdfast("import", str(trace))
+    assert holdfast("collect").stdout == "1 values, 0 removed, 0 bytes\n"
+    with MongoClient[Any](EmbeddedServer(data).start()) as client:
+        client["holdfast"]["agents"].delete_many({})
+    brief = {"HOLDFAST_DEADLINE_SECONDS": "0.5", "HOLDFAST_COLLECT_WAIT_SECONDS": "1"}
+    assert re.match(r"1 values, 1 removed, \d\d+ bytes\n", holdfast("collect", **brief).stdout)
+    refused = holdfast("collect", HOLDFAST_COLLECT_WAIT_SECONDS="1")
+    assert (refused.returncode, "at least twice" in refused.stderr) == (1, True)
+
+
 def test_doctor_fails_when_something_is_wrong_and_still_reports_the_rest(holdfast: Call) -> None:
     done = holdfast("doctor", MONGODB_URI=f"mongodb://127.0.0.1:{free_port()}/")
     assert done.returncode == 1
@@ -300,7 +338,9 @@ def test_a_slip_of_the_keyboard_is_told(holdfast: Call, words: tuple[str, ...]) 
     assert refusal(done)
 
 
-@pytest.mark.parametrize("words", [(), ("db",), ("serve",), ("keys",), ("keys", "create"), ("import",), ("doctor",)])
+@pytest.mark.parametrize(
+    "words", [(), ("db",), ("serve",), ("keys",), ("keys", "create"), ("import",), ("collect",), ("doctor",)]
+)
 def test_help_teaches(holdfast: Call, words: tuple[str, ...]) -> None:
     done = holdfast(*words, "--help")
     assert done.returncode == 0
