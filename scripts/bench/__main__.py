@@ -13,7 +13,7 @@ import uvloop
 from rich.console import Console
 
 from app.telemetry import configure_logging
-from scripts.bench import append_http, append_many, cached_read, lag, memory, oplog_bytes, patch, read_500
+from scripts.bench import append_http, append_many, cached_read, lag, memory, oplog_bytes, patch, prompt_bytes, read_500
 from scripts.bench.lab import Lab, laboratory
 from scripts.bench.report import Finding, as_json, as_markdown, show, surroundings
 from scripts.bench.scale import FULL, QUICK, Scale
@@ -22,7 +22,7 @@ Benchmark = Callable[[Lab, Scale], Awaitable[Finding]]
 
 _BENCHMARKS: dict[str, Benchmark] = {
     bench.NAME: bench.run
-    for bench in (append_http, append_many, oplog_bytes, read_500, cached_read, patch, lag, memory)
+    for bench in (append_http, append_many, oplog_bytes, prompt_bytes, read_500, cached_read, patch, lag, memory)
 }
 _WIDTH = 160
 
