@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from models.agent import AgentRecord
+from models.packing import bytes_apart
+
+ANSWER_BYTES = 64 * 1024 * 1024
+"""What the steps of one answer may take that is stored apart from them; the rest comes with the next page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,20 +31,32 @@ class StepPage:
 
 
 def page_of(record: AgentRecord, window: Window, limit: int) -> StepPage:
-    """The first `limit` steps of the window. Along a path seq only grows, so one order serves both views."""
+    """The first steps of the window, `limit` or as many as fit. Along a path seq only grows: one order serves both."""
     found = [step for step in _candidates(record, window.leaf) if _inside(record, step, window)]
-    page = found[:limit]
-    more = len(found) > limit
+    page = found[: fitting(record, found[:limit])]
+    more = len(found) > len(page)
     return StepPage(page, record.steps[page[-1]]["seq"] if more else None)
 
 
 def newest_of(record: AgentRecord, leaf: str | None, limit: int) -> tuple[Sequence[str], int | None]:
-    """The last `limit` steps, and the seq of the first of them when older ones were left out."""
+    """The last steps, `limit` or as many as fit, and the seq of the first of them when older ones were left out."""
     steps = _candidates(record, leaf)
-    if len(steps) <= limit:
+    shown = steps[max(0, len(steps) - limit) :]
+    shown = shown[len(shown) - fitting(record, reversed(shown)) :]
+    if len(shown) == len(steps):
         return steps, None
-    shown = steps[len(steps) - limit :]
     return shown, record.steps[shown[0]]["seq"] if shown else record.seq + 1
+
+
+def fitting(record: AgentRecord, steps: Iterable[str]) -> int:
+    """How many of the steps, in this order, go into one answer: the first in any case."""
+    room, count = ANSWER_BYTES, 0
+    for step in steps:
+        room -= bytes_apart(record.steps[step])
+        if count and room < 0:
+            break
+        count += 1
+    return count
 
 
 def _candidates(record: AgentRecord, leaf: str | None) -> Sequence[str]:

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.agent import MAIN, AgentRecord
-from models.blob import is_reference, length_of
 from models.change import AGENT, BRANCHES, CLEARED, DELETED, HEAD, RESULTS, SETTINGS
 from models.change import WORKSPACE as WORKSPACE_KIND
 from models.entry import each_version, steps_of
 from models.event import Event
 from models.ids import ROOT, plain_name
+from models.packing import bytes_apart
 from models.profile import masked
-from models.prompt import StoredPrompt, is_prompt
 from models.results import WORKSPACE
 
 Data = dict[str, Any]
@@ -60,13 +59,11 @@ def steps_since(record: AgentRecord, version: int) -> list[News]:
     return [News(at, tuple(told)) for at, told in sorted(found.items())]
 
 
-def _bytes_apart(value: Any, levels: int = 4) -> int:
-    """The same of a stored value, as far down as records have references."""
+def _bytes_apart(value: Any, levels: int = 3) -> int:
+    """The same of what is told, as far down as there are references in it."""
     if isinstance(value, Mapping) and levels:
         return sum(_bytes_apart(each, levels - 1) for each in value.values())
-    if is_reference(value):
-        return length_of(value)
-    return StoredPrompt.of(value).size if is_prompt(value) else 0
+    return 0 if isinstance(value, Mapping) else bytes_apart(value)
 
 
 def _news(event: Event, version: int, kinds: list[str], steps: Mapping[str, Mapping[str, Any]]) -> News:

@@ -41,6 +41,15 @@ def reads_as(stored: Any, value: Any) -> bool:
     return same(stored, value)
 
 
+def bytes_apart(value: Any) -> int:
+    """Bytes of JSON that a stored value stands for and does not hold; of a map, those of its values. 0: it is whole."""
+    if isinstance(value, Mapping):
+        return sum(bytes_apart(each) for each in value.values() if isinstance(each, Binary))
+    if is_reference(value):
+        return length_of(value)
+    return prompt.StoredPrompt.of(value).size if is_prompt(value) else 0
+
+
 def references(steps: Steps, results: Mapping[str, Mapping[str, Any]]) -> Iterator[Binary]:
     """Every reference in these stored steps and results."""
     for fields in (*steps.values(), *results.values()):

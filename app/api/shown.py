@@ -9,6 +9,8 @@ from app.api import views
 from app.api.answers import JSON, etag
 from app.cache import Entry
 from app.filling import Filling
+from models.listing import ANSWER_BYTES
+from models.packing import bytes_apart
 from models.results import workspace_at
 
 _STEPS_HEAD = b',"steps":['
@@ -30,6 +32,8 @@ class Shown:
     steps_from: int
     steps_to: int
     count: int
+    apart: int
+    """Bytes in the steps that are stored apart from them."""
     newest: dict[str, Any] | None
     """The last of the steps, the very object: where a copy still holds it, all steps before it are the same too."""
 
@@ -41,22 +45,25 @@ def show(entry: Entry, held: Shown | None, filling: Filling) -> Shown:
     """
     record = entry.record
     path = record.path()
-    if len(path) > views.STEPS_LIMIT:
-        return _shown(record.version, filling.encoded_now(record, views.agent(record)), (0, 0), 0, None)
-    fields = filling.encoded_now(record, {**views.summary(record), "workspace": workspace_at(record, path)})
-    kept, steps = 0, memoryview(b"")
+    kept, apart, steps = 0, 0, memoryview(b"")
     if held is not None and 0 < held.count <= len(path) and record.steps[path[held.count - 1]] is held.newest:
-        kept, steps = held.count, memoryview(held.body)[held.steps_from : held.steps_to]
+        kept, apart, steps = held.count, held.apart, memoryview(held.body)[held.steps_from : held.steps_to]
+    apart += sum(bytes_apart(record.steps[step]) for step in path[kept:])
+    if len(path) > views.STEPS_LIMIT or apart > ANSWER_BYTES:
+        return _shown(record.version, filling.encoded_now(record, views.agent(record)), (0, 0), 0, 0, None)
+    fields = filling.encoded_now(record, {**views.summary(record), "workspace": workspace_at(record, path)})
     added = memoryview(filling.encoded_now(record, [record.step(step) for step in path[kept:]]))[1:-1]
     between = b"," if steps and added else b""
     body = b"".join((memoryview(fields)[:-1], _STEPS_HEAD, steps, between, added, _STEPS_TAIL))
     start = len(fields) - 1 + len(_STEPS_HEAD)
     newest = record.steps[path[-1]] if path else None
-    return _shown(record.version, body, (start, len(body) - len(_STEPS_TAIL)), len(path), newest)
+    return _shown(record.version, body, (start, len(body) - len(_STEPS_TAIL)), len(path), apart, newest)
 
 
-def _shown(version: int, body: bytes, steps: tuple[int, int], count: int, newest: dict[str, Any] | None) -> Shown:
+def _shown(
+    version: int, body: bytes, steps: tuple[int, int], count: int, apart: int, newest: dict[str, Any] | None
+) -> Shown:
     tag = etag(version).encode()
     unchanged = [(b"x-content-type-options", b"nosniff"), (b"etag", tag)]
     described = [(b"content-type", JSON.encode()), (b"content-length", str(len(body)).encode())]
-    return Shown(version, tag, unchanged + described, unchanged, body, *steps, count, newest)
+    return Shown(version, tag, unchanged + described, unchanged, body, *steps, count, apart, newest)

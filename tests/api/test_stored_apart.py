@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import pytest
 import pytest_asyncio
 from pymongo import MongoClient
 
@@ -207,3 +208,28 @@ async def test_context_sent_with_each_step_costs_what_is_new(
         for document in stored[name].aggregate([{"$project": {"size": {"$bsonSize": "$$ROOT"}}}])
     ]
     assert sum(sizes) < 900_000
+
+
+async def test_answers_are_bounded_and_say_where_to_go_on(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that take too much together come in several pages, each at least one step long; none is left out."""
+    for place in ("models.listing.ANSWER_BYTES", "app.api.shown.ANSWER_BYTES"):
+        monkeypatch.setattr(place, 3 * LARGE)
+    agent = await api.made()
+    for number in range(7):
+        await agent.append({"id": f"s{number}", "role": "user", "content": large(f"{number}")})
+    for _ in range(2):
+        whole = await agent.read()
+        assert [step["id"] for step in whole["steps"]] == ["s5", "s6"]
+    older = await agent.read("/steps", cursor=whole["steps_before"])
+    assert [step["id"] for step in older["items"]] == ["s0", "s1"]
+    seen: list[str] = []
+    cursor: dict[str, str] = {}
+    while True:
+        page = await agent.read("/steps", limit=200, **cursor)
+        seen += [step["id"] for step in page["items"]]
+        if page["next_cursor"] is None:
+            break
+        cursor = {"cursor": page["next_cursor"]}
+    assert seen == [f"s{number}" for number in range(7)]
+    monkeypatch.setattr("models.listing.ANSWER_BYTES", 1)
+    assert len((await agent.read(steps="all"))["steps"]) == 1
