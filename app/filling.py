@@ -7,7 +7,7 @@ again. So nothing is searched for, and an answer without references costs nothin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -42,6 +42,21 @@ class Filling:
             encoder = _Encoder(record, self._blobs, {**encoder.found, **found})
             text = encoder.encoded(value)
         return text
+
+    async def pieces(self, record: AgentRecord, value: Mapping[str, Any]) -> AsyncIterator[bytes]:
+        """JSON of an object, a piece at a time: of its lists one item after another. Raises as `encoded` does."""
+        opening = b"{"
+        for name, each in value.items():
+            yield opening + orjson.dumps(name) + b":"
+            opening = b","
+            if not isinstance(each, list):
+                yield await self.encoded(record, each)
+                continue
+            yield b"["
+            for number, item in enumerate(each):
+                yield (b"," if number else b"") + await self.encoded(record, item)
+            yield b"]"
+        yield b"}"
 
     def encoded_now(self, record: AgentRecord, value: Any) -> bytes:
         """The same from memory alone. Raises NotHeld."""

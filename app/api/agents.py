@@ -157,7 +157,7 @@ class AgentRoutes(Controller):
 
     @get("/{agent_id:str}/export", **READ, summary="Export the agent as one JSON snapshot")
     async def export(self, agent_id: AgentId, reading: Reading) -> Answer[Snapshot]:
-        return await reading.answer(agent_id, snapshot_of)
+        return await reading.answer_in_pieces(agent_id, snapshot_of)
 
     @post("/import", **IMPORT, summary="Make an agent from a snapshot")
     async def take_in(self, data: JSONBody[Snapshot], posted: Writing, agents: Verbs) -> Answer[shapes.Agent]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 import orjson
 from litestar import Response
+from litestar.response import Stream
 
 from app.clock import instant
 from app.filling import Filling
@@ -20,10 +21,24 @@ T = TypeVar("T")
 
 JSON = "application/json"
 _NOTHING: Any = object()
+_PIECE_BYTES = 64 * 1024
 
 
 class Answer(Response[bytes], Generic[T]):
     """An encoded answer; `T` is the shape of its JSON, for the OpenAPI document."""
+
+
+class Pieces(Answer[Any]):
+    """An answer that is sent while it is encoded, so that its length is no matter of memory."""
+
+    def __init__(self, pieces: AsyncIterator[bytes], headers: Mapping[str, str]) -> None:
+        super().__init__(b"", media_type=JSON, headers=dict(headers))
+        self._pieces = pieces
+
+    def to_asgi_response(self, *given: Any, **more: Any) -> Any:
+        """The response as the server runs it."""
+        stream = Stream(_joined(self._pieces), media_type=JSON, headers=self.headers)
+        return stream.to_asgi_response(*given, **more)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,3 +93,16 @@ def _encode_other(value: Any) -> Any:
     if isinstance(value, datetime):
         return instant(value)
     raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+async def _joined(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same bytes in pieces that are worth a message each."""
+    held: list[bytes] = []
+    size = 0
+    async for piece in pieces:
+        held.append(piece)
+        size += len(piece)
+        if size >= _PIECE_BYTES:
+            yield b"".join(held)
+            held, size = [], 0
+    yield b"".join(held)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from litestar.di import NamedDependency, Provide
 from litestar.params import FromPath
 
 from app.agents import Agents, Terms
-from app.api.answers import Answer, Show, as_response, etag, reply
+from app.api.answers import Answer, Pieces, Show, as_response, etag, reply
 from app.api.headers import (
     CacheControl,
     FencingToken,
@@ -27,7 +27,7 @@ from app.api.headers import (
 )
 from app.filling import Filling
 from app.lanes import Committed, Encode, Once
-from app.reads import Freshness
+from app.reads import Freshness, Seen
 from app.streams import Streams
 from app.tenancy import Keys
 from models.agent import AgentRecord
@@ -58,11 +58,29 @@ class ReadCall:
     async def answer_with(self, agent: str, show: Callable[[AgentRecord], Awaitable[Any]]) -> Answer[Any]:
         """The same, where that takes more than the record."""
         seen = await self.agents.get(self.caller, agent, self.freshness)
-        tag, age = etag(seen.record.version), str(int(seen.age))
-        if matches(self.if_none_match, tag):
-            return Answer(b"", status_code=304, headers={"ETag": tag, "Age": age})
-        shown = reply(await show(seen.record), seen.record.version, Age=age)
+        if (known := self._known(seen)) is not None:
+            return known
+        shown = reply(await show(seen.record), seen.record.version, Age=_age(seen))
         return as_response(await shown.encoded(seen.record, self.filling))
+
+    async def answer_in_pieces(self, agent: str, show: Callable[[AgentRecord], Mapping[str, Any]]) -> Answer[Any]:
+        """The same, sent while it is encoded: for what may be as long as the agent is."""
+        seen = await self.agents.get(self.caller, agent, self.freshness)
+        if (known := self._known(seen)) is not None:
+            return known
+        pieces = self.filling.pieces(seen.record, show(seen.record))
+        return Pieces(pieces, {"ETag": etag(seen.record.version), "Age": _age(seen)})
+
+    def _known(self, seen: Seen) -> Answer[Any] | None:
+        """304 for a caller who has that version."""
+        tag = etag(seen.record.version)
+        if not matches(self.if_none_match, tag):
+            return None
+        return Answer(b"", status_code=304, headers={"ETag": tag, "Age": _age(seen)})
+
+
+def _age(seen: Seen) -> str:
+    return str(int(seen.age))
 
 
 @dataclass(frozen=True, slots=True)

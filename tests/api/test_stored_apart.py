@@ -13,6 +13,7 @@ import pytest_asyncio
 from pymongo import MongoClient
 
 from app.config import Settings
+from app.filling import Filling
 from tests.api.driver import Api, Handle, Json, etag, serving
 from tests.api.feed_driver import following
 
@@ -233,3 +234,29 @@ async def test_answers_are_bounded_and_say_where_to_go_on(api: Api, monkeypatch:
     assert seen == [f"s{number}" for number in range(7)]
     monkeypatch.setattr("models.listing.ANSWER_BYTES", 1)
     assert len((await agent.read(steps="all"))["steps"]) == 1
+
+
+async def test_export_is_whole_however_long_and_memory_holds_a_step_of_it(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is sent while it is encoded: no part of it but the pieces is ever longer than a step."""
+    agent = await api.made()
+    contexts = prompts(12)
+    for number, context in enumerate(contexts):
+        await agent.append({"id": f"s{number}", "role": "agent", "input_messages": context})
+    lengths: list[int] = []
+    encoded = Filling.encoded
+
+    async def measured(*given: Any) -> bytes:
+        text = await encoded(*given)
+        lengths.append(len(text))
+        return text
+
+    monkeypatch.setattr(Filling, "encoded", measured)
+    answer = await agent.call("GET", "/export")
+    assert "content-length" not in answer.headers
+    assert answer.headers["etag"] == etag(13)
+    assert [step["input_messages"] for step in answer.json()["steps"]] == contexts
+    assert max(lengths) < len(answer.content) / 5
+    known = await agent.call("GET", "/export", headers={"If-None-Match": etag(13)}, expect=304)
+    assert not known.content
