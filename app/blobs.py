@@ -7,16 +7,22 @@ to. Guarantee: storing a value again takes its mark off, so a collector that is 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
+import pymongo
 from backports import zstd
 from bson.binary import Binary
 from pymongo import UpdateOne
 
 from app.mongo import Mongo, unavailable_when_failing
 from models.blob import Damaged, key_of
+from models.errors import TooLarge
 
 _LEVEL = 3
+_CALL_BYTES = 4 * 1024 * 1024
+_CALL_VALUES = 1_000
+_CALL_READS = 100
+_DATA_BYTES = 15 * 1024 * 1024
 
 
 class Blobs:
@@ -32,12 +38,14 @@ class Blobs:
     async def store(self, tenant: str, blobs: Mapping[Binary, bytes | None]) -> None:
         """Make the values durable, and take the marks off those that are there (None: one that has to be).
 
-        They stay in memory, too: who writes is about to read. Raises PyMongoError; Damaged if one is missing.
+        They stay in memory, too: who writes is about to read. Raises PyMongoError; TooLarge; Damaged if one is missing.
         """
-        writes = [_write(key_of(tenant, reference), tenant, text) for reference, text in blobs.items()]
-        done = await self._mongo.blobs.bulk_write(writes, ordered=False)
-        if done.matched_count + done.upserted_count != len(writes):
-            raise Damaged("A value that is referred to is not there.")
+        for part in _parts(blobs):
+            writes = [_write(key_of(tenant, reference), tenant, text) for reference, text in part]
+            with pymongo.timeout(self._seconds):
+                done = await self._mongo.blobs.bulk_write(writes, ordered=False)
+            if done.matched_count + done.upserted_count != len(writes):
+                raise Damaged("A value that is referred to is not there.")
         for reference, text in blobs.items():
             if text is not None:
                 self._keep(key_of(tenant, reference), text)
@@ -66,12 +74,13 @@ class Blobs:
 
     async def _read(self, wanted: Mapping[str, Binary]) -> dict[Binary, bytes]:
         found: dict[Binary, bytes] = {}
-        with unavailable_when_failing(self._seconds):
-            # unscoped: the keys begin with the tenant
-            async for document in self._mongo.blobs.find({"_id": {"$in": list(wanted)}}, {"data": 1}):
-                text = zstd.decompress(document["data"])
-                found[wanted[document["_id"]]] = text
-                self._keep(document["_id"], text)
+        for keys in _batches(list(wanted)):
+            with unavailable_when_failing(self._seconds):
+                # unscoped: the keys begin with the tenant
+                async for document in self._mongo.blobs.find({"_id": {"$in": keys}}, {"data": 1}):
+                    text = zstd.decompress(document["data"])
+                    found[wanted[document["_id"]]] = text
+                    self._keep(document["_id"], text)
         missing = [key for key, reference in wanted.items() if reference not in found]
         if missing:
             raise Damaged(f"A value that an agent refers to is not there: {missing[0]}.")
@@ -87,9 +96,32 @@ class Blobs:
             self.bytes -= len(oldest)
 
 
+def _batches(keys: list[str]) -> Iterator[list[str]]:
+    """The keys in parts that one call may ask for."""
+    for start in range(0, len(keys), _CALL_READS):
+        yield keys[start : start + _CALL_READS]
+
+
+def _parts(blobs: Mapping[Binary, bytes | None]) -> Iterator[list[tuple[Binary, bytes | None]]]:
+    """The values in parts that one call may take."""
+    part: list[tuple[Binary, bytes | None]] = []
+    size = 0
+    for reference, text in blobs.items():
+        part.append((reference, text))
+        size += len(text or b"")
+        if size >= _CALL_BYTES or len(part) == _CALL_VALUES:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
 def _write(key: str, tenant: str, text: bytes | None) -> UpdateOne:
     unmarked = {"$unset": {"mark": ""}}
     if text is None:
         return UpdateOne({"_id": key}, unmarked)
-    value = {"tenant": tenant, "data": zstd.compress(text, _LEVEL), "length": len(text)}
+    data = zstd.compress(text, _LEVEL)
+    if len(data) > _DATA_BYTES:
+        raise TooLarge("A value, compressed,", _DATA_BYTES, len(data))
+    value = {"tenant": tenant, "data": data, "length": len(text)}
     return UpdateOne({"_id": key}, {"$setOnInsert": value, **unmarked}, upsert=True)

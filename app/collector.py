@@ -12,13 +12,14 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from itertools import groupby
 
 from pymongo.errors import PyMongoError
 
 from app.clock import Clock
 from app.mongo import Mongo
 from app.telemetry import get_logger
-from models.blob import key_of
+from models.blob import Damaged, key_of
 from models.packing import references
 
 _PAGE = 50_000
@@ -50,10 +51,19 @@ class Collector:
     async def collect(self, told: Callable[[Collected], None] = lambda _: None) -> Collected:
         """Go once through all values. `told` hears of the progress. Raises PyMongoError; what was marked stays so."""
         done = Collected()
+        mark = self._clock.new_id()
+        marked: dict[str, set[str]] = {}
         async for tenant, keys in self._pages():
             done.looked_at += len(keys)
+            unused = await self._marked(tenant, keys, mark)
+            if unused:
+                marked.setdefault(tenant, set()).update(unused)
+            done.marked += len(unused)
             told(done)
-            await self._collect_of(tenant, keys, done)
+        if marked:
+            await asyncio.sleep(self._wait_seconds)
+        for tenant, unused in marked.items():
+            await self._remove(tenant, unused, mark, done)
             told(done)
         return done
 
@@ -66,22 +76,28 @@ class Collector:
                 _log.info("collected", looked_at=done.looked_at, removed=done.removed, bytes=done.bytes)
             except PyMongoError as error:
                 _log.warning("collection failed", error=type(error).__name__)
+            except Exception:  # noqa: BLE001 - the top of the loop: logged, and tried again
+                _log.exception("collection failed")
 
-    async def _collect_of(self, tenant: str, keys: set[str], done: Collected) -> None:
-        unused = keys - await self._referred(tenant, keys)
-        if not unused:
+    async def _marked(self, tenant: str, keys: set[str], mark: str) -> set[str]:
+        """Mark those of the keys that nothing refers to; none where an agent can't be read."""
+        referred = await self._referred(tenant, keys)
+        if referred is None:
+            return set()
+        unused = keys - referred
+        if unused:
+            # unscoped: the keys begin with the tenant
+            await self._mongo.blobs.update_many({"_id": {"$in": list(unused)}}, {"$set": {"mark": mark}})
+        return unused
+
+    async def _remove(self, tenant: str, unused: set[str], mark: str, done: Collected) -> None:
+        """Remove those that nothing came to refer to and that still bear the mark; take it off the others."""
+        referred = await self._referred(tenant, unused)
+        if referred is None:
             return
-        mark = self._clock.new_id()
         # unscoped: the keys begin with the tenant
-        await self._mongo.blobs.update_many({"_id": {"$in": list(unused)}}, {"$set": {"mark": mark}})
-        done.marked += len(unused)
-        await asyncio.sleep(self._wait_seconds)
-        unused -= await self._referred(tenant, unused)
-        await self._remove(unused, mark, done)
-
-    async def _remove(self, unused: set[str], mark: str, done: Collected) -> None:
-        """Remove those that still bear the mark."""
-        for key in unused:
+        await self._mongo.blobs.update_many({"_id": {"$in": list(referred)}, "mark": mark}, {"$unset": {"mark": ""}})
+        for key in unused - referred:
             # unscoped: the key begins with the tenant
             found = await self._mongo.blobs.find_one_and_delete(
                 {"_id": key, "mark": mark}, projection={"stored": {"$bsonSize": "$$ROOT"}}
@@ -91,25 +107,34 @@ class Collector:
                 done.bytes += found["stored"]
 
     async def _pages(self) -> AsyncIterator[tuple[str, set[str]]]:
-        """The keys of all values, a page of one tenant at a time."""
-        tenant, keys = "", set[str]()
-        # unscoped: of all tenants, one after another
-        async for document in self._mongo.blobs.find({}, {"_id": 1}).sort("_id", 1):
-            of = document["_id"].partition(":")[0]
-            if keys and (of != tenant or len(keys) == _PAGE):
-                yield tenant, keys
-                keys = set()
-            tenant = of
-            keys.add(document["_id"])
-        if keys:
-            yield tenant, keys
+        """The keys of all values, a page of one tenant at a time; each page is a query of its own."""
+        after = ""
+        while True:
+            # unscoped: of all tenants, one after another
+            found = self._mongo.blobs.find({"_id": {"$gt": after}}, {"_id": 1}).sort("_id", 1).limit(_PAGE)
+            keys = [document["_id"] async for document in found]
+            if not keys:
+                return
+            after = keys[-1]
+            for tenant, own in groupby(keys, key=lambda key: str(key).partition(":")[0]):
+                yield tenant, set(own)
 
-    async def _referred(self, tenant: str, keys: set[str]) -> set[str]:
-        """Those of the keys that an agent refers to."""
+    async def _referred(self, tenant: str, keys: set[str]) -> set[str] | None:
+        """Those of the keys that an agent refers to; None when an agent can't be read, for it may refer to any.
+
+        Agents are gone through in the order of their keys, which never change: by another index a write could move one
+        from before the cursor's place to behind it, and it would not be seen.
+        """
         found: set[str] = set()
         fields = {"steps": 1, "results": 1}
+        within = {"_id": {"$gt": f"{tenant}:", "$lt": f"{tenant};"}}
         # unscoped: on behalf of nobody, but of one tenant
-        async for agent in self._mongo.agents.find({"tenant": tenant}, fields, batch_size=_AGENTS_AT_ONCE):
-            referred = references(agent.get("steps", {}), agent.get("results", {}))
-            found.update(keys.intersection(key_of(tenant, reference) for reference in referred))
+        agents = self._mongo.agents.find(within, fields, batch_size=_AGENTS_AT_ONCE).hint([("_id", 1)])
+        async for agent in agents:
+            try:
+                referred = references(agent.get("steps", {}), agent.get("results", {}))
+                found.update(keys.intersection(key_of(tenant, reference) for reference in referred))
+            except (AttributeError, TypeError, Damaged):
+                _log.error("nothing of the tenant is collected: an agent can't be read", agent=agent["_id"])
+                return None
         return found

@@ -26,6 +26,8 @@ class Item(Generic[T]):
     size: int
     """Roughly, in bytes."""
     frame: bytes | None = None
+    completing: asyncio.Future[None] | None = None
+    """What is under way to make the value whole: once for all who hear it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,11 +60,7 @@ class Filling:
 
     def encoded_now(self, record: AgentRecord, value: Any) -> bytes:
         """The same from memory alone. Raises NotHeld."""
-        encoder = _Encoder(record, self._blobs, {})
-        text = encoder.encoded(value)
-        if encoder.missing:
-            raise NotHeld
-        return text
+        return _Encoder(record, self._blobs, None).encoded(value)
 
     async def values(self, record: AgentRecord, stored: Mapping[str, Any]) -> dict[str, Any]:
         """Stored values as they were given, by name. Raises Unavailable; Damaged."""
@@ -73,14 +69,15 @@ class Filling:
 
 
 class _Encoder:
-    """One try to encode an answer; `missing` are the references that were met in vain."""
+    """One try to encode an answer; `missing` are the references met in vain (with `found` None: NotHeld at once)."""
 
-    def __init__(self, record: AgentRecord, blobs: Blobs, found: Mapping[Binary, bytes]) -> None:
-        self.found = found
+    def __init__(self, record: AgentRecord, blobs: Blobs, found: Mapping[Binary, bytes] | None) -> None:
+        self.found = found or {}
+        self._now = found is None
         self._record = record
         self._blobs = blobs
         self._prompts: dict[str, list[Any]] = {}
-        """By step; of the prompt that is asked for the step is not known, and its place here means nothing."""
+        """By step, of those that others go on from."""
         self.missing: set[Binary] = set()
 
     def encoded(self, value: Any) -> bytes:
@@ -98,6 +95,8 @@ class _Encoder:
     def _text(self, reference: Binary) -> bytes | None:
         text = self.found.get(reference) or self._blobs.held(self._record.tenant, reference)
         if text is None:
+            if self._now:
+                raise NotHeld
             self.missing.add(reference)
         return text
 
@@ -113,7 +112,8 @@ class _Encoder:
         messages: list[Any] = self._prompts.get(step, [])
         for step, part in reversed(parts):
             messages = [*messages[: part.reused], *self._tail(part.tail)]
-            self._prompts[step] = messages
+            if step:
+                self._prompts[step] = messages
         return messages
 
     def _stored_prompt(self, step: str) -> Any:

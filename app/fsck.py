@@ -18,14 +18,13 @@ from app.mongo import Mongo, decoded
 from app.replay import Walk
 from app.store import Store
 from models.agent import AgentRecord
-from models.blob import canonical, key_of, length_of, reference_to
+from models.blob import Damaged, canonical, key_of, length_of, reference_to
 from models.change import AGENT, Change, Stamp
 from models.consistency import Flaw, flaws
 from models.errors import NotFound
 from models.packing import references
 from models.tenant import Right, Scope
 
-_VALUES_AT_ONCE = 64
 _BY = "fsck"
 
 
@@ -84,7 +83,9 @@ class Fsck:
         if raw is not None:
             document = decoded(raw.raw)
             found = flaws(document)
-            with suppress(AttributeError, TypeError, KeyError):  # what can't be read is among the flaws already
+            with suppress(
+                AttributeError, TypeError, KeyError, Damaged
+            ):  # what can't be read is among the flaws already
                 found += await self._missing_values(key.partition(":")[0], document)
         verdict = await self._walk.judge(key)
         if verdict.difference:
@@ -115,14 +116,14 @@ class Fsck:
         async for value in self._mongo.blobs.find({}).sort("_id", 1):
             text = _flaw_of_value(value)
             if text is not None:
-                yield Found(value["_id"], Flaw(text))
+                yield Found(str(value["_id"]), Flaw(text))
             self.counts.values += 1
             self._told(self.counts)
 
 
 def _flaw_of_value(value: dict[str, Any]) -> str | None:
     """What is wrong with a stored value; None when its content is what its key says."""
-    tenant = value["_id"].partition(":")[0]
+    tenant = str(value["_id"]).partition(":")[0]
     try:
         text = zstd.decompress(value["data"])
         reference = reference_to(canonical(orjson.loads(text)), len(text))

@@ -53,6 +53,7 @@ from models.errors import (
     Conflict,
     HoldfastError,
     IdempotencyMismatch,
+    TooLarge,
     Unavailable,
 )
 from models.event import Event, Time
@@ -62,6 +63,8 @@ KEPT_FOR = timedelta(hours=24)
 """How long an idempotency record answers."""
 
 _LANES = 10_000
+_REPLY_BYTES = 15 * 1024 * 1024
+"""The longest answer that is kept for a repeated request, compressed."""
 _NO_GUARD = Guard()
 _log = get_logger(__name__)
 
@@ -314,8 +317,7 @@ class Store:
         if not trial.blobs:
             return True
         try:
-            with pymongo.timeout(self._settings.call_seconds):
-                await self._blobs.store(trial.basis.tenant, trial.blobs)
+            await self._blobs.store(trial.basis.tenant, trial.blobs)
         except PyMongoError:
             return False
         return True
@@ -384,13 +386,16 @@ class Store:
 
     async def _once_record(self, trial: Trial, once: Once) -> dict[str, Any]:
         reply = await once.encode(trial.committed())
+        body = await asyncio.to_thread(zlib.compress, reply.body, 1)
+        if len(body) > _REPLY_BYTES:
+            raise TooLarge("The answer, which an Idempotency-Key asks to keep,", _REPLY_BYTES, len(body))
         return {
             "_id": once.id,
             "tenant": trial.basis.tenant,
             "digest": once.digest,
             "status": reply.status,
             "headers": dict(reply.headers),
-            "body": zlib.compress(reply.body, level=1),
+            "body": body,
             "expires_at": trial.stamp.now + KEPT_FOR,
         }
 

@@ -6,9 +6,10 @@ so nothing lies between, and what lies in both is told once.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +24,7 @@ from models.agent import AgentRecord
 from models.blob import Damaged
 from models.change import DELETED
 from models.entry import Entry, position, time_of
-from models.errors import FeedGap, HoldfastError, NotFound
+from models.errors import FeedGap, HoldfastError, NotFound, Unavailable
 from models.ids import ROOT
 from models.news import News, snapshot_of, steps_since
 from models.results import workspace_at
@@ -118,27 +119,56 @@ class Streams:
                 yield None
             if item is None or item.value.version <= version:
                 continue
-            await self._complete(scope, agent, item)
+            backoff = Backoff()
+            while not await self._complete(scope, agent, item):
+                await backoff.pause()
+                if pulse.beats():
+                    yield None
             yield item
             if item.value.told and item.value.told[-1][0] == DELETED:
                 return
 
-    async def _complete(self, scope: Scope, agent: str, item: Item[News]) -> None:
-        """Put into the news what its event did not hold; once for all readers. Raises FeedGap when it is gone."""
+    async def _complete(self, scope: Scope, agent: str, item: Item[News]) -> bool:
+        """Put into the news what its event did not hold, once for all readers; False while the database is away.
+
+        Raises FeedGap when it is gone.
+        """
+        if not item.value.bytes_apart and item.value.moved_to is None:
+            return True
+        if item.completing is None:
+            item.completing = asyncio.ensure_future(self._made_whole(scope, agent, item))
+        try:
+            await asyncio.shield(item.completing)
+        except Unavailable:
+            item.completing = None
+            return False
+        return True
+
+    async def _made_whole(self, scope: Scope, agent: str, item: Item[News]) -> None:
         await self._find_workspace(scope, agent, item)
-        if item.value.bytes_apart:
+        news = item.value
+        if not news.bytes_apart:
+            return
+        record = AgentRecord(id=scope.agent_key(agent), tenant=scope.tenant)
+        if news.has_prompts:
             try:
-                item.value = await self._filled(await self._reads.caught_up(scope, agent), item.value)
-            except (NotFound, Damaged) as error:
-                raise FeedGap(
-                    "The agent was cleared or deleted before the reader came to its steps. Resume."
-                ) from error
+                record = await self._reads.caught_up(scope, agent)
+            except NotFound as error:
+                raise _gone() from error
+        item.value = await self._filled(record, news)
 
     async def _filled(self, record: AgentRecord, news: News) -> News:
-        """The news with what is stored apart."""
+        """The news with what is stored apart. Raises FeedGap when its steps are not the agent's any more."""
         if not news.bytes_apart:
             return news
-        return replace(news, told=tuple([(kind, await self._filling.values(record, data)) for kind, data in news.told]))
+        if news.has_prompts and any(kind == "step" and not _is_of(record, data) for kind, data in news.told):
+            raise _gone()
+        try:
+            return replace(
+                news, told=tuple([(kind, await self._filling.values(record, data)) for kind, data in news.told])
+            )
+        except Damaged as error:
+            raise _gone() from error
 
     async def _find_workspace(self, scope: Scope, agent: str, item: Item[News]) -> None:
         """Put the workspace that HEAD came to into the news; once for all readers."""
@@ -155,6 +185,16 @@ class Streams:
                 (kind, {**data, "workspace": workspace} if kind == "head" else data) for kind, data in news.told
             )
             item.value = replace(news, told=told, moved_to=None)
+
+
+def _is_of(record: AgentRecord, step: Mapping[str, Any]) -> bool:
+    """Whether a step that was told is still the agent's: it may be cleared, and another have its id."""
+    body = record.steps.get(step["id"])
+    return body is not None and body["version"] == step["version"]
+
+
+def _gone() -> FeedGap:
+    return FeedGap("The agent was cleared or deleted before the reader came to this. Resume.")
 
 
 class _Pulse:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from models.agent import STORED, AgentRecord
+from models.blob import Damaged
 from models.change import OP_SLOTS
 from models.execution import State, status_of
 from models.ids import ROOT
@@ -35,7 +36,7 @@ def flaws(document: Mapping[str, Any]) -> list[Flaw]:
         record = AgentRecord.of(document)
         checks = _of_a_tombstone(record, document) if record.deleted_at is not None else _of_an_agent(record)
         return [*_identity(record), *checks]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, Damaged) as error:
         return [Flaw(f"it can't be read ({type(error).__name__}: {error})")]
 
 
@@ -141,10 +142,11 @@ def _of_a_prompt(record: AgentRecord, step: str, stored: Any) -> Iterator[str]:
 
 
 def _is_above(record: AgentRecord, above: str, step: str) -> bool:
-    """Whether a step lies on the path to another; ends also where a broken tree goes in circles."""
+    """Whether a step lies on the path to another, along which seq only grows."""
+    seq = record.steps[above]["seq"]
     while step != above:
         parent = record.steps[step]["parent_id"]
-        if parent not in record.steps or record.steps[parent]["seq"] >= record.steps[step]["seq"]:
+        if parent not in record.steps or not seq <= record.steps[parent]["seq"] < record.steps[step]["seq"]:
             return False
         step = parent
     return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import copysign
 from typing import Any
 
 
@@ -20,12 +21,12 @@ def merge_patch(target: Any, patch: Any) -> Any:
 
 
 def same(left: Any, right: Any) -> bool:
-    """Whether two JSON values are the same text to a reader: `1`, `1.0` and `true` are three different values."""
+    """Whether two JSON values are the same text to a reader: `1`, `1.0` and `true` are different values."""
     if isinstance(left, Mapping) and isinstance(right, Mapping):
         return left.keys() == right.keys() and all(same(value, right[key]) for key, value in left.items())
     if isinstance(left, list) and isinstance(right, list):
         return len(left) == len(right) and all(map(same, left, right))
-    return _kind(left) is _kind(right) and bool(left == right)
+    return _kind(left) is _kind(right) and bool(left == right) and _sign(left) == _sign(right)
 
 
 def difference(left: Any, right: Any, at: str = "") -> list[dict[str, Any]]:
@@ -57,6 +58,11 @@ def _array_difference(left: list[Any], right: list[Any], at: str) -> list[dict[s
 
 def _pointer(key: str) -> str:
     return key.replace("~", "~0").replace("/", "~1")
+
+
+def _sign(value: Any) -> float:
+    """Tells `-0.0` from `0.0`, which are equal."""
+    return copysign(1.0, value) if isinstance(value, float) else 1.0
 
 
 def _kind(value: Any) -> type:

@@ -14,6 +14,7 @@ from models.event import Event
 from models.ids import ROOT, plain_name
 from models.packing import bytes_apart
 from models.profile import masked
+from models.prompt import FIELD, is_prompt
 from models.results import WORKSPACE
 
 Data = dict[str, Any]
@@ -36,6 +37,11 @@ class News:
     def bytes_apart(self) -> int:
         """Bytes of JSON that it refers to and does not hold; 0 when it is whole."""
         return sum(_bytes_apart(data) for _, data in self.told)
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether a step in it goes on from messages of earlier ones."""
+        return any(is_prompt(data.get(FIELD)) for _, data in self.told)
 
 
 def news_of(event: Event) -> list[News]:

@@ -17,8 +17,9 @@ from typing import Any
 
 import bson
 from bson.binary import Binary
+from bson.errors import BSONError
 
-from models.blob import Blobs, canonical, json_bytes, packed
+from models.blob import Blobs, Damaged, canonical, json_bytes, packed
 
 PROMPT = 0x82
 """Binary subtype of a stored prompt."""
@@ -49,8 +50,11 @@ class StoredPrompt:
 
     @classmethod
     def of(cls, value: Binary) -> StoredPrompt:
-        """Take the stored value apart."""
-        return cls(**bson.decode(bytes(value)))
+        """Take the stored value apart. Raises Damaged."""
+        try:
+            return cls(**bson.decode(bytes(value)))
+        except (BSONError, TypeError) as error:
+            raise Damaged("A stored prompt can't be read.") from error
 
     def stored(self) -> Binary:
         """As a value of a step."""

@@ -58,9 +58,9 @@ class ReadCall:
     async def answer_with(self, agent: str, show: Callable[[AgentRecord], Awaitable[Any]]) -> Answer[Any]:
         """The same, where that takes more than the record."""
         seen = await self.agents.get(self.caller, agent, self.freshness)
+        shown = reply(await show(seen.record), seen.record.version, Age=_age(seen))
         if (known := self._known(seen)) is not None:
             return known
-        shown = reply(await show(seen.record), seen.record.version, Age=_age(seen))
         return as_response(await shown.encoded(seen.record, self.filling))
 
     async def answer_in_pieces(self, agent: str, show: Callable[[AgentRecord], Mapping[str, Any]]) -> Answer[Any]:

@@ -102,6 +102,7 @@ class HotRead:
         try:
             question = self._questions.get((path, *headers))
             if question is None or now >= question.admission.until:
+                self._questions.pop((path, *headers), None)
                 question = self._understood(path, headers)
             found = None if question is None else self._cache.glance(question.agent, now)
             if question is None or found is None:
@@ -160,7 +161,7 @@ class HotRead:
         return None if admission is None or _READERS.isdisjoint(admission.scope.rights) else admission
 
     def _remember(self, request: tuple[Any, ...], question: _Question) -> None:
-        if sum(len(name) + len(value) for name, value in request[1:]) > _REMEMBERED_BYTES:
+        if len(request[0]) + sum(len(name) + len(value) for name, value in request[1:]) > _REMEMBERED_BYTES:
             return
         if len(self._questions) >= _REMEMBERED:
             self._questions.clear()

@@ -22,8 +22,8 @@ def collect() -> None:
             task = progress.add_task("looking for values that nothing refers to")
 
             def told(done: Collected) -> None:
-                waiting = f", {done.marked - done.removed} wait marked" if done.marked > done.removed else ""
-                progress.update(task, description=f"{done.looked_at} values, {done.removed} removed{waiting}")
+                found = f"{done.looked_at} values looked at, {done.marked} marked, {done.removed} removed"
+                progress.update(task, description=found)
 
             return await runtime.collector.collect(told)
 

@@ -10,11 +10,12 @@ import typer
 
 from app.cli.console import answer, progress, say, with_runtime
 from app.config import Settings
-from app.fsck import Counts, Fsck, mend
+from app.fsck import Counts, Found, Fsck, mend
 from app.mongo import DatabaseProblem, check, transaction_seconds
 from app.mongod import EmbeddedError, EmbeddedServer
 from app.runtime import Runtime
 from app.vault import KEY_FILE, SecretKeyProblem, configured_keys
+from models.errors import HoldfastError
 
 _TRANSACTION_SECONDS = 10
 _PROBLEMS = (DatabaseProblem, EmbeddedError, SecretKeyProblem)
@@ -62,7 +63,7 @@ def _consistent(*, repair: bool) -> bool:
             fsck = Fsck(runtime.mongo, told)
             wrong = mended = 0
             async for found in fsck.findings():
-                if repair and await mend(runtime.store, found):
+                if repair and await _mended(runtime, found):
                     mended += 1
                     answer(f"mended {found}")
                 else:
@@ -73,6 +74,15 @@ def _consistent(*, repair: bool) -> bool:
         return wrong == 0
 
     return with_runtime(work, reading_only=not repair)
+
+
+async def _mended(runtime: Runtime, found: Found) -> bool:
+    """Whether it could be mended; an agent that is gone, or can't be written now, stays as it was found."""
+    try:
+        return await mend(runtime.store, found)
+    except HoldfastError as error:
+        say(f"{found.key} can't be mended: {error.detail}")
+        return False
 
 
 def _passes(name: str, probe: Callable[[Settings], str], settings: Settings) -> bool:

@@ -117,3 +117,11 @@ async def test_pages_of_steps_carry_the_version_too(api: Api) -> None:
     assert answer.headers["etag"] == etag(2)
     again = await agent.call("GET", "/steps", headers={"If-None-Match": etag(2)}, expect=304)
     assert again.content == b""
+
+
+@pytest.mark.parametrize("path", ["/steps/nope", "/results/nope", "/delegate"])
+async def test_what_is_not_there_is_not_unchanged(api: Api, path: str) -> None:
+    """A condition counts only where there would be an answer."""
+    agent = await api.made()
+    for condition in (etag(1), "*"):
+        await agent.call("GET", path, headers={"If-None-Match": condition}, expect="not-found")

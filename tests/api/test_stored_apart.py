@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -12,6 +14,7 @@ import pytest
 import pytest_asyncio
 from pymongo import MongoClient
 
+from app.blobs import Blobs
 from app.config import Settings
 from app.filling import Filling
 from tests.api.driver import Api, Handle, Json, etag, serving
@@ -260,3 +263,66 @@ async def test_export_is_whole_however_long_and_memory_holds_a_step_of_it(
     assert max(lengths) < len(answer.content) / 5
     known = await agent.call("GET", "/export", headers={"If-None-Match": etag(13)}, expect=304)
     assert not known.content
+
+
+async def test_feed_never_mixes_the_messages_of_two_lives(agent: Handle, other_replica: Api) -> None:
+    """A reader who comes to a step after a clear, when another step has the id that its prompt goes on from: a gap."""
+    async with following(other_replica, agent.id) as reader:
+        await reader.take_until(5)
+        reader.pause()
+        old = prompts(5)
+        await agent.append({"id": "x", "role": "agent", "input_messages": old[3]})
+        await agent.append({"id": "y", "role": "agent", "input_messages": old[4]})
+        await agent.call("POST", "/clear")
+        await agent.append({"id": "x", "role": "agent", "input_messages": [{"role": "user", "content": large("new")}]})
+        await agent.by(other_replica).read(min_version=9)
+        reader.go_on()
+        told = await reader.ended()
+    sent = {event.data["id"]: event.data["input_messages"] for event in told if event.kind == "step"}
+    assert sent.get("x", old[3]) == old[3]
+    assert sent.get("y", old[4]) == old[4]
+    assert told[-1].kind == "gap"
+
+
+async def test_what_readers_wait_for_is_read_once_for_all_of_them(
+    agent: Handle, forgetful: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = 0
+    read = Blobs._read
+
+    async def counted(*given: Any) -> Any:
+        nonlocal reads
+        reads += 1
+        await asyncio.sleep(0.05)
+        return await read(*given)
+
+    async with AsyncExitStack() as stack:
+        readers = [await stack.enter_async_context(following(forgetful, agent.id)) for _ in range(8)]
+        for reader in readers:
+            await reader.take_until(5)
+        monkeypatch.setattr(Blobs, "_read", counted)
+        await agent.append({"id": "d", "role": "user", "content": large("d")})
+        for reader in readers:
+            told = await reader.take_until(6)
+            assert told[0].data["content"] == large("d")
+        assert reads == 1
+
+
+async def test_zero_below_zero_is_a_number_of_its_own(api: Api) -> None:
+    """Whether it is stored apart or not."""
+    agent = await api.made()
+    for number, length in enumerate((1, LARGE)):
+        step = {"id": f"s{number}", "role": "user", "data": {"zero": -0.0, "text": "x" * length}}
+        await agent.append(step)
+        await agent.append(step, expect=200)
+        await agent.append({**step, "data": {**step["data"], "zero": 0.0}}, expect="step-exists")
+
+
+async def test_answer_too_long_to_be_kept_for_a_repeated_request_is_refused_with_its_size(
+    agent: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing is written; without an Idempotency-Key it is done."""
+    monkeypatch.setattr("app.store._REPLY_BYTES", 100)
+    answer = await agent.call("POST", "/fork", headers={"Idempotency-Key": uuid4().hex}, expect="too-large")
+    assert (answer.json()["limit"], answer.json()["size"] > 100) == (100, True)
+    await agent.call("POST", "/fork", expect=201)

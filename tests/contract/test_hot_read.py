@@ -623,3 +623,5 @@ async def test_what_is_remembered_of_requests_is_bounded(warm: Pair, monkeypatch
     for headers in ({"Accept": "a" * 3000}, {"X-Request-ID": "mine"}, {"traceparent": f"00-{'1' * 32}-{'2' * 16}-01"}):
         assert await compared(warm, "GET", agent.path, headers) == (True, 200)
         assert not warm.layer._questions, "what is long or comes once only is not remembered"
+    await warm.hot.get("/v1/agents/" + "a" * 3_000)
+    assert not warm.layer._questions

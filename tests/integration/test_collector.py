@@ -13,6 +13,7 @@ from uuid import uuid4
 import orjson
 import pytest
 import pytest_asyncio
+from bson.binary import Binary
 
 from app.agents import Terms
 from app.collector import Collected
@@ -22,6 +23,7 @@ from app.runtime import Runtime, running
 from models.blob import key_of
 from models.errors import NotFound, Unavailable
 from models.packing import references
+from models.prompt import PROMPT
 from models.tenant import Right, Scope
 from tests.harness import rounds
 
@@ -173,6 +175,29 @@ async def test_interrupted_collection_leaves_nothing_that_the_next_does_not_fini
     await asyncio.wait([collecting])
     assert len(await stored(here)) == 1
     assert (await there.collector.collect()).removed == 1
+
+
+async def test_unreadable_agent_keeps_its_tenants_values_and_stops_no_collector(pair: tuple[Runtime, Runtime]) -> None:
+    """Nobody knows what it refers to; other tenants' are collected as ever."""
+    here, _ = pair
+    broken = await make(here, 1)
+    for scope in (ANN, BOB):
+        await here.agents.delete(scope, await make(here, 2, scope), Terms())
+    damaged = {"steps": {"s": {"input_messages": Binary(b"rubbish", PROMPT)}}}
+    await here.mongo.agents.update_one({"_id": f"acme:{broken}"}, {"$set": damaged})
+    assert (await here.collector.collect()).removed == 1
+    assert {key.partition(":")[0] for key in await stored(here)} == {"acme"}
+
+
+async def test_values_are_looked_for_by_what_never_changes(pair: tuple[Runtime, Runtime]) -> None:
+    """A write that moves an agent in an index while it is read does not hide it."""
+    here, _ = pair
+    for mark in range(40):
+        await make(here, mark)
+    collecting = asyncio.create_task(here.collector.collect())
+    while not collecting.done():
+        await here.mongo.agents.update_many({}, [{"$set": {"pool": {"$toString": {"$rand": {}}}}}])
+    assert collecting.result().marked == 0
 
 
 async def test_collections_race_with_writers_and_lose_nothing(pair: tuple[Runtime, Runtime]) -> None:

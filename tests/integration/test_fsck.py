@@ -19,7 +19,7 @@ from app.fsck import Fsck, mend
 from app.reads import Freshness
 from app.runtime import Runtime, running
 from models.blob import REFERENCE
-from models.prompt import FIELD, StoredPrompt
+from models.prompt import FIELD, PROMPT, StoredPrompt
 from models.tenant import Right, Scope
 
 ANN = Scope("acme", frozenset(Right), by="ann")
@@ -99,6 +99,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "a redo stack": ({"redo": ["s4", "nowhere"]}, "its redo stack names"),
     "a reference to nothing": ({"steps__s1__content": Binary(bytes(40), REFERENCE)}, "which is not there"),
     "a prompt of nothing": ({f"steps__s1__{FIELD}": []}, "goes on from the step 's1', which has none"),
+    "an unreadable prompt": ({f"steps__s3__{FIELD}": Binary(b"rubbish", PROMPT)}, "it can't be read (Damaged"),
     "something unreadable": ({"steps": 7}, "it can't be read"),
 }
 
