@@ -6,6 +6,7 @@ the promises of the service rest on it.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import (
+    AutoReconnect,
     CollectionInvalid,
     ConfigurationError,
     ConnectionFailure,
@@ -61,6 +63,8 @@ _DOCUMENTS: dict[str, type[Document]] = {
 _SERVER_SELECTION_MS = 2_000
 _AWAIT_MS = 1_000
 _CHECK_SECONDS = 5
+_CLOCK_TRIES = 40
+_CLOCK_PAUSE = 0.05
 _HEARTBEAT_MS = 1_000
 _AUTHENTICATION_CODES = (13, 18)
 _NAMESPACE_EXISTS = 48
@@ -187,9 +191,13 @@ class Mongo:
             yield session
 
     async def now(self) -> Time:
-        """The cluster time of the newest write."""
-        reply = await self.client.admin.command("ping")
-        return reply["operationTime"].time, reply["operationTime"].inc
+        """The cluster time of the newest write. Raises AutoReconnect while the server does not tell it."""
+        for _ in range(_CLOCK_TRIES):  # a server that was just started has none yet
+            reply = await self.client.admin.command("ping")
+            if "operationTime" in reply:
+                return reply["operationTime"].time, reply["operationTime"].inc
+            await asyncio.sleep(_CLOCK_PAUSE)
+        raise AutoReconnect("The server does not tell its cluster time.")
 
     async def agents_as_of(
         self, time: Time | None, query: Mapping[str, Any], fields: Sequence[str], *, limit: int
