@@ -200,6 +200,15 @@ async def test_values_are_looked_for_by_what_never_changes(pair: tuple[Runtime, 
     assert collecting.result().marked == 0
 
 
+async def test_replica_collects_by_itself(pair: tuple[Runtime, Runtime], mongo_uri: str) -> None:
+    here, _ = pair
+    await here.agents.delete(ANN, await make(here, 1), Terms())
+    often = here.settings.model_copy(update={"collect_hours": 1e-4})
+    async with running(often, mongo_uri), asyncio.timeout(20):
+        while await stored(here):  # noqa: ASYNC110 - the database is asked
+            await asyncio.sleep(0.05)
+
+
 async def test_collections_race_with_writers_and_lose_nothing(pair: tuple[Runtime, Runtime]) -> None:
     """Few values, written, shared, overwritten and let go by everybody all the time; two collectors, one after another.
 
