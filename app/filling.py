@@ -20,7 +20,14 @@ from models.agent import AgentRecord
 from models.blob import Damaged, is_reference
 from models.prompt import FIELD, StoredPrompt, chain, is_prompt
 
-_OPTIONS = orjson.OPT_PASSTHROUGH_DATETIME
+OPTIONS = orjson.OPT_PASSTHROUGH_DATETIME
+
+
+def plain(value: Any) -> Any:
+    """What the encoder asks for beside JSON's own types: times as RFC 3339 UTC with milliseconds. Raises TypeError."""
+    if isinstance(value, datetime):
+        return instant(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
 class NotHeld(Exception):
@@ -81,16 +88,14 @@ class _Encoder:
         self.missing: set[Binary] = set()
 
     def encoded(self, value: Any) -> bytes:
-        return orjson.dumps(value, default=self._other, option=_OPTIONS)
+        return orjson.dumps(value, default=self._other, option=OPTIONS)
 
     def _other(self, value: Any) -> Any:
-        if isinstance(value, datetime):
-            return instant(value)
         if is_reference(value):
             return orjson.Fragment(self._text(value) or b"null")
         if is_prompt(value):
             return self._messages(value)
-        raise TypeError(f"{type(value).__name__} has no JSON form")
+        return plain(value)
 
     def _text(self, reference: Binary) -> bytes | None:
         text = self.found.get(reference) or self._blobs.held(self._record.tenant, reference)

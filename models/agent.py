@@ -113,7 +113,7 @@ class AgentRecord(BaseModel):
 
     def is_visible(self, scope: Scope) -> bool:
         """Whether this agent exists for the caller; another tenant's or owner's does not."""
-        return self.version > 0 and self.deleted_at is None and scope.sees(self.tenant, self.owner)
+        return self.exists and scope.sees(self.tenant, self.owner)
 
     def require_visible(self, scope: Scope) -> None:
         """Raise NotFound unless the agent is visible."""
@@ -188,7 +188,8 @@ class AgentRecord(BaseModel):
 STORED = tuple(name for name in AgentRecord.model_fields if name not in ("id", "size_bytes"))
 """Names of the stored fields beside `_id`."""
 
-_OF_A_TOMBSTONE = ("tenant", "schema_version", "version", "fence", "deleted_at", "last", "ops")
+OF_A_TOMBSTONE = ("tenant", "schema_version", "version", "fence", "deleted_at", "last", "ops")
+"""All that is stored of a deleted agent beside `_id`."""
 
 
 def create(
@@ -218,10 +219,10 @@ def create(
 def delete(record: AgentRecord, stamp: Stamp) -> Change:
     """Leave a tombstone: the content goes, version and fence stay so that neither ever goes back."""
     version = record.version + 1
-    kept = {name: getattr(record, name) for name in _OF_A_TOMBSTONE}
+    kept = {name: getattr(record, name) for name in OF_A_TOMBSTONE}
     sets = {"version": version, "deleted_at": stamp.now}
     tombstone = AgentRecord(**{**kept, **sets, "id": record.id})
-    drops = frozenset(STORED) - set(_OF_A_TOMBSTONE)
+    drops = frozenset(STORED) - set(OF_A_TOMBSTONE)
     whose = {"owner": record.owner, "pool": record.pool}
     return Change(tombstone, (DELETED,), sets, drops, told=whose)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from models.agent import STORED, AgentRecord
+from models.agent import OF_A_TOMBSTONE, STORED, AgentRecord
 from models.blob import Damaged
 from models.change import OP_SLOTS
 from models.execution import State, status_of
@@ -19,7 +19,6 @@ from models.profile import label_terms
 from models.prompt import DEPTH_LIMIT, FIELD, StoredPrompt, is_prompt
 
 _OF_A_STEP = ("seq", "version", "parent_id", "turn_id", "index", "role", "created_at")
-_OF_A_TOMBSTONE = frozenset(("tenant", "schema_version", "version", "fence", "deleted_at", "last", "ops"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,7 @@ def _identity(record: AgentRecord) -> Iterator[Flaw]:
 
 
 def _of_a_tombstone(record: AgentRecord, document: Mapping[str, Any]) -> Iterator[Flaw]:
-    content = sorted(set(STORED).intersection(document) - _OF_A_TOMBSTONE)
+    content = sorted(set(STORED).intersection(document).difference(OF_A_TOMBSTONE))
     if content:
         yield Flaw(f"it is a tombstone and has content: {', '.join(content)}")
     if record.fence < 0:

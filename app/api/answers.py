@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 import orjson
 from litestar import Response
 from litestar.response import Stream
 
-from app.clock import instant
-from app.filling import Filling
+from app.filling import OPTIONS, Filling, plain
 from app.lanes import Committed
 from models.agent import AgentRecord
 from models.commit import Reply
@@ -61,7 +59,7 @@ Show = Callable[[Committed], Unsent]
 
 def encode(value: Any) -> bytes:
     """JSON bytes of what refers to nothing; times as RFC 3339 UTC with milliseconds."""
-    return orjson.dumps(value, default=_encode_other, option=orjson.OPT_PASSTHROUGH_DATETIME)
+    return orjson.dumps(value, default=plain, option=OPTIONS)
 
 
 def reply(value: Any, version: int, status: int = 200, **headers: str) -> Unsent:
@@ -87,12 +85,6 @@ def as_response(given: Reply) -> Answer[Any]:
 def page(items: list[Any], next_cursor: str | None) -> Answer[Any]:
     """A page of a list."""
     return Answer(encode({"items": items, "next_cursor": next_cursor}), media_type=JSON, headers={"Age": "0"})
-
-
-def _encode_other(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return instant(value)
-    raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
 async def _joined(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
