@@ -7,36 +7,39 @@ branches), `models.results` (results, workspace) and `models.profile` (everythin
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import bson
 from beanie import Document
 from bson.binary import Binary
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 from pymongo import IndexModel
 
 from models.change import CREATED, DELETED, Change, Stamp
 from models.errors import Conflict, NotFound
 from models.execution import State
+from models.history import NOTHING, Directory, History, NotAtHand, Wanted
 from models.ids import ROOT
+from models.segment import INHERITED_VERSION, Bound, Descriptor, Node, Segment, Step, Tree, node_of
 from models.tenant import Scope
 
 SCHEMA_VERSION = 1
 MAIN = "main"
 
 JsonObject = dict[str, Any]
-Step = dict[str, Any]
-"""A step as stored under its id: `seq, version, parent_id, turn_id, index, role, created_at` and what was given."""
 
 
 class AgentRecord(BaseModel):
     """One agent at one version.
 
-    Guarantees: `seq` is the highest number that a step ever had; every parent in `steps` is a step or `root`;
+    Guarantees: `seq` is the highest number that a step ever had; every parent is a step or `root`;
     HEAD and each branch name a step or `root`. HEAD stands in one place: the current branch, or `detached`.
     Version 0 stands for an agent that was never written.
+
+    Older steps may be sealed in segments: their seqs lie below those of all `steps`. What needs more of them than
+    `history` holds raises NotAtHand.
     """
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)
@@ -78,13 +81,15 @@ class AgentRecord(BaseModel):
     redo: list[str] = Field(default_factory=list, description="HEADs that were reverted, the latest last.")
     seq: int = 0
     step_count: int = 0
-    steps: dict[str, Step] = Field(default_factory=dict)
-    results: dict[str, JsonObject] = Field(default_factory=dict, description="step id -> field name -> result")
+    steps: dict[str, Step] = Field(default_factory=dict, description="Those that are not sealed.")
+    results: dict[str, Bound] = Field(default_factory=dict, description="step id -> field name -> result")
+    sealed: dict[str, JsonObject] = Field(default_factory=dict, description="lowest seq -> descriptor of a segment")
 
     last: JsonObject = Field(default_factory=dict, description="The newest commit's envelope.")
     ops: dict[str, int] = Field(default_factory=dict, description="version mod 64 -> op id of that commit")
 
     size_bytes: int | None = Field(default=None, exclude=True, description="BSON bytes as it was read; not stored.")
+    history: InstanceOf[History] = Field(default=NOTHING, exclude=True, description="What was read of the segments.")
 
     @classmethod
     def of(cls, document: Mapping[str, Any], size_bytes: int | None = None) -> AgentRecord:
@@ -120,6 +125,11 @@ class AgentRecord(BaseModel):
         if not self.is_visible(scope):
             raise NotFound(f"There is no agent '{self.name_in_tenant}'.")
 
+    @property
+    def descriptors(self) -> Sequence[Descriptor]:
+        """Of the segments, the oldest first."""
+        return self._directory.descriptors
+
     def document(self) -> dict[str, Any]:
         """Every stored field by its stored name; fields without a value are not stored."""
         values = {name: getattr(self, name) for name in STORED}
@@ -153,25 +163,98 @@ class AgentRecord(BaseModel):
         """Nothing to write; the version stays."""
         return Change(self, answer=answer)
 
+    def has(self, step: str) -> bool:
+        """Whether it is a step of this agent."""
+        return step in self.steps or self.home(step) is not None
+
     def require_step(self, step: str) -> str:
         """The id itself, when it is a step of this agent or `root`; raises NotFound otherwise."""
-        if step != ROOT and step not in self.steps:
+        if step != ROOT and not self.has(step):
             raise NotFound(f"There is no step '{step[:64]}' on agent '{self.name_in_tenant}'.")
         return step
 
-    def path(self, leaf: str | None = None) -> list[str]:
-        """Step ids from the root (left out) to `leaf` (HEAD when None)."""
-        found: list[str] = []
-        step = self.head if leaf is None else leaf
-        while step != ROOT:
-            found.append(step)
-            step = self.steps[step]["parent_id"]
-        found.reverse()
-        return found
+    def body(self, step: str) -> Step:
+        """A step as it is stored. Raises KeyError when there is none."""
+        found = self.steps.get(step)
+        if found is not None:
+            return found
+        home = self.home(step)
+        if home is None:
+            raise KeyError(step)
+        found = self.segment(home).steps[step]
+        return {**found, "version": INHERITED_VERSION} if home.inherited else found
+
+    def node(self, step: str) -> Node:
+        """A step without its content. Raises KeyError when there is none."""
+        found = self.steps.get(step)
+        if found is not None:
+            return node_of(found)
+        home = self.home(step)
+        if home is None:
+            raise KeyError(step)
+        node = self.tree(home)[step]
+        return node._replace(version=INHERITED_VERSION) if home.inherited else node
 
     def step(self, step: str) -> Step:
         """A step as callers see it."""
-        return {"id": step, **self.steps[step]}
+        return {"id": step, **self.body(step)}
+
+    def bound(self, step: str) -> Bound:
+        """What is bound to a step or to the root; what came after the step was sealed goes first."""
+        here = self.results.get(step, {})
+        home = None if step == ROOT or step in self.steps else self.home(step)
+        if home is None or not (home.results or home.workspaces):
+            return here
+        return {**self.segment(home).results.get(step, {}), **here}
+
+    def home(self, step: str) -> Descriptor | None:
+        """The segment that a step is sealed in; None for one that is not sealed, and for the root."""
+        if not self.sealed or step == ROOT or step in self.steps:
+            return None
+        found = self._directory.homes.get(step)
+        return self._searched(step) if found is None else found
+
+    def segment(self, kept: Descriptor) -> Segment:
+        """A whole segment."""
+        return self.history.segment(kept.id)
+
+    def tree(self, kept: Descriptor) -> Tree:
+        """A segment's tree."""
+        return self.history.tree(kept.id)
+
+    def trees(self) -> dict[str, Tree]:
+        """The trees of all segments, by id. Raises NotAtHand, at once for all of them."""
+        missing = {kept.id for kept in self.descriptors} - self.history.segments.keys() - self.history.trees.keys()
+        if missing:
+            raise NotAtHand(Wanted(trees=frozenset(missing)))
+        return {kept.id: self.tree(kept) for kept in self.descriptors}
+
+    def require_known(self, steps: Collection[str]) -> None:
+        """Raise NotAtHand, at once for all of them, unless it is known of each whether it is sealed."""
+        unknown = {step for step in steps if step not in self.steps and step not in self.history.steps}
+        if self.sealed and unknown:
+            raise NotAtHand(Wanted(steps=frozenset(unknown)))
+
+    def bare(self) -> AgentRecord:
+        """The same without what was read of its segments."""
+        return self.model_copy(update={"history": NOTHING}) if self.history is not NOTHING else self
+
+    @property
+    def _directory(self) -> Directory:
+        """What is known of the segments, worked out anew only when that has changed."""
+        known: Directory | None = self.__dict__.get("directory")
+        if known is None or not known.is_of(self.sealed, self.history):
+            known = self.__dict__["directory"] = Directory(self.sealed, self.history)
+        return known
+
+    def _searched(self, step: str) -> Descriptor | None:
+        """The same for a step that is in none of the trees at hand, from what a search for it found."""
+        if step not in self.history.steps:
+            raise NotAtHand(Wanted(steps=frozenset({step})))
+        for kept in self.descriptors:
+            if kept.id in self.history.steps[step] and (not kept.part or step in kept.seen(self.tree(kept))):
+                return kept
+        return None
 
     def _maps_with(self, put: Mapping[str, Any], drop: Collection[str]) -> dict[str, Any]:
         maps: dict[str, Any] = {}
@@ -185,7 +268,7 @@ class AgentRecord(BaseModel):
         return maps
 
 
-STORED = tuple(name for name in AgentRecord.model_fields if name not in ("id", "size_bytes"))
+STORED = tuple(name for name in AgentRecord.model_fields if name not in ("id", "size_bytes", "history"))
 """Names of the stored fields beside `_id`."""
 
 OF_A_TOMBSTONE = ("tenant", "schema_version", "version", "fence", "deleted_at", "last", "ops")
@@ -199,11 +282,12 @@ def create(
     *,
     step_version: int | None = None,
     blobs: Mapping[Binary, bytes | None] | None = None,
+    segments: Mapping[str, Segment | None] | None = None,
 ) -> Change:
     """A new agent in the place of nothing or of a tombstone, whose version and fence it continues.
 
-    `draft` holds everything but version and times, and refers to `blobs`. Its steps read as `step_version`, else as the
-    new version. Raises Conflict when the id is taken.
+    `draft` holds everything but version and times, and refers to `blobs` and `segments`. Its steps read as
+    `step_version`, else as the new version. Raises Conflict when the id is taken.
     """
     if previous.exists:
         raise Conflict(f"There is an agent '{previous.name_in_tenant}' already.")
@@ -213,7 +297,7 @@ def create(
     kept = {"version": version, "fence": previous.fence, "last": {"at": stamp.now}, "ops": previous.ops}
     record = draft.model_copy(update={**times, **kept, "steps": steps, "size_bytes": None})
     sets = {name: getattr(record, name) for name in STORED if name not in ("last", "ops")}
-    return Change(record, (CREATED,), sets, answer=record, blobs=blobs or {})
+    return Change(record, (CREATED,), sets, answer=record, blobs=blobs or {}, segments=segments or {})
 
 
 def delete(record: AgentRecord, stamp: Stamp) -> Change:

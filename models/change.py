@@ -16,6 +16,7 @@ from bson.binary import Binary
 
 if TYPE_CHECKING:
     from models.agent import AgentRecord
+    from models.segment import Segment
 
 OP_SLOTS = 64
 """How many of the newest commits of an agent can be recognised by their op id."""
@@ -34,10 +35,11 @@ _ABOUT_HEAD = frozenset({HEAD, BRANCHES, WORKSPACE})
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """When a commit is made, and by whom (key id)."""
+    """When a commit is made, by whom (key id), and a name that no other attempt to make it has."""
 
     now: datetime
     by: str
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +49,8 @@ class Change:
     Guarantee: a change without kinds assigns nothing and its record is the one that the move was given.
     Otherwise `record.version` is one more than before. `sets` and `drops` hold field paths whose segments
     are fixed names, checked ids or `ids.field_name` output, never a caller's raw text. `told` is what readers of
-    the envelope are to know and could not see from the assignments. `blobs` are the values that the assignments refer
-    to (`models.blob`), None for one that is stored already: they have to be there before the change is.
+    the envelope are to know and could not see from the assignments. `blobs` and `segments` are the values and segments
+    that the assignments refer to, None for one that is stored already: they have to be there before the change is.
     """
 
     record: AgentRecord
@@ -58,6 +60,7 @@ class Change:
     answer: Any = None
     told: Mapping[str, Any] = field(default_factory=dict)
     blobs: Mapping[Binary, bytes | None] = field(default_factory=dict)
+    segments: Mapping[str, Segment | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ class Assignments:
     drops: frozenset[str]
 
 
-def fold(changes: Sequence[Change]) -> Assignments:
+def fold(changes: Sequence[Change | Assignments]) -> Assignments:
     """The assignments of all changes, applied in order, as one update's worth.
 
     A field of the agent that becomes None is dropped, so that a document always reads like its record.
@@ -144,7 +147,8 @@ DROPPED: Any = object()
 def _assign(fields: dict[str, Any], inside: dict[str, dict[str, Any]], path: str, value: Any) -> None:
     """Assign a field, which overrides all inside it, or a path inside one, which goes into a field assigned before.
 
-    Paths inside one field are equally deep, so no two of them touch.
+    Paths inside one field are equally deep, so no two of them touch; but for what is bound to a step after all that was
+    bound to it has been sealed: that is assigned as a whole.
     """
     name, dot, rest = path.partition(".")
     if not dot:
@@ -153,7 +157,12 @@ def _assign(fields: dict[str, Any], inside: dict[str, dict[str, Any]], path: str
     elif name in fields:
         fields[name] = placed(fields[name], rest.split("."), value)
     else:
-        inside.setdefault(name, {})[path] = value
+        paths = inside.setdefault(name, {})
+        above, _, last = path.rpartition(".")
+        if above in paths:
+            paths[above] = placed({} if paths[above] is DROPPED else paths[above], [last], value)
+        else:
+            paths[path] = value
 
 
 def placed(holder: Mapping[str, Any], parts: Sequence[str], value: Any) -> dict[str, Any]:

@@ -13,6 +13,9 @@ from models.errors import InvalidRequest, NotFound
 ROOT = "root"
 """The hidden step that every agent's tree hangs from."""
 
+WORKSPACE = "@workspace"
+"""Field name of the workspace among results; `field_name` writes `@` as `%40`, so it is out of reach of callers."""
+
 ID_PATTERN = r"^[A-Za-z0-9_-]{1,64}$"
 """Ids that callers choose: agents, steps, tenants."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from models.agent import MAIN, AgentRecord
@@ -11,15 +11,18 @@ from models.change import AGENT, BRANCHES, CLEARED, DELETED, HEAD, RESULTS, SETT
 from models.change import WORKSPACE as WORKSPACE_KIND
 from models.entry import each_version, steps_of
 from models.event import Event
-from models.ids import ROOT, plain_name
+from models.ids import ROOT, WORKSPACE, plain_name
+from models.listing import Window, page_of
 from models.packing import bytes_apart
 from models.profile import masked
 from models.prompt import FIELD, is_prompt
-from models.results import WORKSPACE
 
 Data = dict[str, Any]
 Told = tuple[str, Data]
 """The type of an event of the feed, and its data."""
+
+_PAGE = 100
+"""Steps of the past that are told at once."""
 
 PROFILE = ("name", "model", "labels", "pool", "platform", "region", "dormant", "ttl_seconds", "idle_seconds")
 
@@ -32,6 +35,8 @@ class News:
     told: tuple[Told, ...]
     moved_to: str | None = None
     """HEAD was moved to this step: which workspace that brings is not seen from the event."""
+    goes_on: bool = False
+    """Whether more of the same version comes with the next news."""
 
     @property
     def bytes_apart(self) -> int:
@@ -56,13 +61,21 @@ def snapshot_of(record: AgentRecord) -> Told:
     return "snapshot", {"version": record.version, "state": record.state, "head": record.head, "branch": branch}
 
 
-def steps_since(record: AgentRecord, version: int) -> list[News]:
-    """The steps that came after a version, told commit by commit."""
+def steps_since(record: AgentRecord, version: int, after: int = 0, limit: int = _PAGE) -> tuple[list[News], int | None]:
+    """Steps that came after a version, told commit by commit, and the seq after which to go on (None at the end)."""
+    page = page_of(record, Window(None, since=version, after=after), limit)
+    more = page.next_after is not None
+    steps = (
+        page.steps[:-1] if more and len(page.steps) > 1 else page.steps
+    )  # the last tells whether its version goes on
     found: dict[int, list[Told]] = {}
-    for step in sorted(record.steps, key=lambda step: record.steps[step]["seq"]):
-        if record.steps[step]["version"] > version:
-            found.setdefault(record.steps[step]["version"], []).append(("step", record.step(step)))
-    return [News(at, tuple(told)) for at, told in sorted(found.items())]
+    for step in steps:
+        found.setdefault(record.node(step).version, []).append(("step", record.step(step)))
+    told = [News(at, tuple(each)) for at, each in found.items()]
+    if not more:
+        return told, None
+    told[-1] = replace(told[-1], goes_on=record.node(page.steps[-1]).version == told[-1].version)
+    return told, record.node(steps[-1]).seq
 
 
 def _bytes_apart(value: Any, levels: int = 3) -> int:

@@ -13,11 +13,9 @@ from models.agent import AgentRecord
 from models.blob import Blobs, packed
 from models.change import RESULTS, Change, Stamp
 from models.change import WORKSPACE as WORKSPACE_KIND
-from models.ids import ROOT, field_name, plain_name
+from models.ids import ROOT, WORKSPACE, field_name, plain_name
 from models.packing import INLINE_BYTES, reads_as
-
-WORKSPACE = "@workspace"
-"""Field name of the workspace; `ids.field_name` writes `@` as `%40`, so it is out of reach."""
+from models.path import Stretch, late, stretches
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,28 +50,51 @@ def put_workspace(record: AgentRecord, workspace: Any, stamp: Stamp, *, inline: 
     return replace(change, told={"head": record.head, "branch": record.branch})
 
 
-def visible_results(record: AgentRecord) -> dict[str, Result]:
-    """Every result seen from HEAD, by key: of several the one bound nearest."""
-    seen: dict[str, Result] = {}
-    for step in (ROOT, *record.path()):
-        for field, result in record.results.get(step, {}).items():
-            if field != WORKSPACE:
-                seen[plain_name(field)] = Result(step, result)
-    return seen
-
-
-def workspace_at(record: AgentRecord, path: Sequence[str]) -> Any:
-    """The workspace seen from the end of a path: one put there later goes before the step's own; None without any."""
-    for step in (*reversed(path), ROOT):
-        bound = record.results.get(step)
-        if bound is not None and WORKSPACE in bound:
-            return bound[WORKSPACE]
-        body = record.steps.get(step)
-        if body is not None and "workspace" in body:
-            return body["workspace"]
+def result_of(record: AgentRecord, key: str) -> Result | None:
+    """The result of a key that is seen from HEAD."""
+    for stretch in (*stretches(record, record.head), AT_ROOT):
+        found = results_in(record, stretch).get(key)
+        if found is not None:
+            return found
     return None
 
 
+def results_in(record: AgentRecord, stretch: Stretch) -> dict[str, Result]:
+    """The results bound in a stretch of a path, by key: of several the last."""
+    return {
+        plain_name(field): Result(step, result)
+        for step in _bearing(record, stretch, stretch.home is not None and stretch.home.results)
+        for field, result in record.bound(step).items()
+        if field != WORKSPACE
+    }
+
+
+def workspace_at(record: AgentRecord, leaf: str) -> Any:
+    """The workspace seen from a step: one put there later goes before the step's own; None without any."""
+    for stretch in (*stretches(record, leaf), AT_ROOT):
+        for step in reversed(_bearing(record, stretch, stretch.home is not None and stretch.home.workspaces)):
+            bound = record.bound(step)
+            if WORKSPACE in bound:
+                return bound[WORKSPACE]
+            body = {} if step == ROOT else record.body(step)
+            if "workspace" in body:
+                return body["workspace"]
+    return None
+
+
+AT_ROOT = Stretch(None, (ROOT,), 0, 0)
+"""Where what was there before the first step is bound."""
+
+
+def _bearing(record: AgentRecord, stretch: Stretch, sealed: bool) -> Sequence[str]:
+    """The steps of a stretch that something may be bound to; `sealed`: its segment holds such things."""
+    if stretch.home is None or sealed:
+        return stretch.ids(record)
+    record.require_known(late(record))
+    lately = {step for step in late(record) if record.home(step) == stretch.home}
+    return [step for step in stretch.ids(record) if step in lately] if lately else ()
+
+
 def _has(record: AgentRecord, step: str, field: str, value: Any) -> bool:
-    bound = record.results.get(step, {})
+    bound = record.bound(step)
     return field in bound and reads_as(bound[field], value)

@@ -13,10 +13,11 @@ from pydantic import Field
 from models.agent import MAIN, AgentRecord
 from models.blob import Blobs, packed
 from models.errors import InvalidRequest
-from models.ids import ROOT, check_branch, check_id, check_name, field_name, plain_name
+from models.ids import ROOT, WORKSPACE, check_branch, check_id, check_name, field_name, plain_name
 from models.packing import INLINE_BYTES, packed_step
+from models.path import Stretch, whole
 from models.profile import label_terms
-from models.results import WORKSPACE
+from models.results import AT_ROOT
 from models.settings import check_settings, with_defaults
 from models.step import MAX_COUNT, Body, Id, Instant, SnapshotStep
 from models.tree import branch_names
@@ -85,9 +86,8 @@ class Snapshot(Body):
     workspaces: list[SnapshotWorkspace] = Field(default_factory=list)
 
 
-def snapshot_of(record: AgentRecord) -> dict[str, Any]:
-    """The agent's export as JSON values (times still as datetimes); steps by seq."""
-    bound = [(step, field, value) for step, fields in record.results.items() for field, value in fields.items()]
+def frame_of(record: AgentRecord) -> dict[str, Any]:
+    """The agent's export as JSON values (times still as datetimes), but for steps, results and workspaces."""
     return {
         "holdfast": FORMAT,
         "id": record.name_in_tenant,
@@ -99,14 +99,33 @@ def snapshot_of(record: AgentRecord) -> dict[str, Any]:
         "head": record.head,
         "branch": None if record.branch is None else plain_name(record.branch),
         "branches": branch_names(record),
-        "steps": [record.step(step) for step in sorted(record.steps, key=lambda step: record.steps[step]["seq"])],
-        "results": [
-            {"step_id": step, "key": plain_name(field), "result": value}
-            for step, field, value in bound
-            if field != WORKSPACE
-        ],
-        "workspaces": [{"step_id": step, "workspace": value} for step, field, value in bound if field == WORKSPACE],
     }
+
+
+def parts_of(record: AgentRecord) -> list[Stretch]:
+    """The parts that the rest of an export is made of, one after another; the steps in them are by seq."""
+    return [AT_ROOT, *whole(record)]
+
+
+def steps_in(record: AgentRecord, part: Stretch) -> list[dict[str, Any]]:
+    """The steps of a part."""
+    return [record.step(step) for step in part.ids(record) if step != ROOT]
+
+
+def results_in(record: AgentRecord, part: Stretch) -> list[dict[str, Any]]:
+    """What is bound to the steps of a part, but for workspaces."""
+    return [
+        {"step_id": step, "key": plain_name(field), "result": value}
+        for step in part.ids(record)
+        for field, value in sorted(record.bound(step).items())
+        if field != WORKSPACE
+    ]
+
+
+def workspaces_in(record: AgentRecord, part: Stretch) -> list[dict[str, Any]]:
+    """The workspaces that were put at the steps of a part."""
+    bound = ((step, record.bound(step)) for step in part.ids(record))
+    return [{"step_id": step, "workspace": values[WORKSPACE]} for step, values in bound if WORKSPACE in values]
 
 
 def draft_of(snapshot: Snapshot, key: str, tenant: str, blobs: Blobs, *, inline: int = INLINE_BYTES) -> AgentRecord:

@@ -7,19 +7,22 @@ once they are written; HEAD and branches are names for places in the tree.
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
-from models.agent import MAIN, AgentRecord, Step
+from models.agent import MAIN, AgentRecord
 from models.blob import Blobs
 from models.change import BRANCHES, CLEARED, HEAD, STEP, Change, Stamp
 from models.errors import AgentBusy, Conflict, InvalidRequest, NotFound, StepExists
 from models.execution import IN_TURN
 from models.ids import ROOT, field_name, plain_name
+from models.listing import Window, page_of
 from models.packing import INLINE_BYTES, packed_step, reads_as
+from models.path import Stretch, late, stretches, upwards
 from models.results import workspace_at
+from models.segment import INHERITED_VERSION, Descriptor, Step
 
 ASSIGNED = ("seq", "version", "parent_id", "turn_id", "index", "created_at")
 """Fields of a stored step that the service fills in when the caller leaves them out."""
@@ -135,12 +138,12 @@ def revert(record: AgentRecord, turn: str, stamp: Stamp) -> Change:
     Raises NotFound for an unknown turn, Conflict for one that is not on the path, AgentBusy inside a turn.
     """
     _require_not_in_turn(record)
-    first = next((step for step in record.path() if record.steps[step]["turn_id"] == turn), None)
-    if first is None:
-        if any(body["turn_id"] == turn for body in record.steps.values()):
+    found = page_of(record, Window(record.head, turn), 1).steps
+    if not found:
+        if page_of(record, Window(None, turn), 1).steps:
             raise Conflict(f"The turn '{turn}' is not on the path of HEAD.", head=record.head)
         raise NotFound(f"There is no turn '{turn[:64]}'.")
-    before = record.steps[first]["parent_id"]
+    before = record.node(found[0]).parent_id
     return _moved(record, stamp, head=before, branch=record.branch, redo=[*record.redo, record.head])
 
 
@@ -155,7 +158,7 @@ def redo(record: AgentRecord, stamp: Stamp) -> Change:
 def clear(record: AgentRecord, stamp: Stamp) -> Change:
     """Leave only the root: steps, results, branches and redo stack go; `seq` goes on. Raises AgentBusy in a turn."""
     _require_not_in_turn(record)
-    empty: dict[str, Any] = {"steps": {}, "results": {}, "step_count": 0, "redo": []}
+    empty: dict[str, Any] = {"steps": {}, "results": {}, "sealed": {}, "step_count": 0, "redo": []}
     empty |= {"detached": None, "branch": MAIN, "branches": {MAIN: ROOT}}
     if all(getattr(record, name) == value for name, value in empty.items()):
         return record.unchanged(position(record))
@@ -165,11 +168,15 @@ def clear(record: AgentRecord, stamp: Stamp) -> Change:
 def fork(record: AgentRecord, key: str, at: str | None, name: str | None) -> AgentRecord:
     """The draft of a new agent that shares the path up to `at` (HEAD when None) and nothing beside it.
 
-    No side branches, no delegate, no runner. `seq` goes on from the last inherited step. Raises NotFound.
+    Of segments it keeps descriptors that show this path alone. No side branches, no delegate, no runner. `seq` goes on
+    from the last inherited step. Raises NotFound.
     """
     leaf = record.head if at is None else resolve(record, at)
-    path = record.path(leaf)
-    kept = {ROOT, *path}
+    way = list(stretches(record, leaf))
+    inherited = [_inherited(record, stretch) for stretch in way if stretch.home is not None]
+    steps = {
+        step: record.steps[step] for stretch in reversed(way) if stretch.home is None for step in stretch.ids(record)
+    }
     return AgentRecord(
         id=key,
         tenant=record.tenant,
@@ -177,31 +184,27 @@ def fork(record: AgentRecord, key: str, at: str | None, name: str | None) -> Age
         **{field: getattr(record, field) for field in _INHERITED},
         branch=MAIN,
         branches={MAIN: leaf},
-        seq=record.steps[leaf]["seq"] if path else 0,
-        step_count=len(path),
-        steps={step: record.steps[step] for step in path},
-        results={step: results for step, results in record.results.items() if step in kept},
+        seq=way[0].to_seq if way else 0,
+        step_count=len(steps) + sum(one.count for one in inherited),
+        steps=steps,
+        results={step: record.results[step] for step in _kept_results(record, steps, way)},
+        sealed={str(one.from_seq): one.stored() for one in inherited},
         forked_from={"agent": record.name_in_tenant, "step": leaf},
     )
 
 
 def compare(record: AgentRecord, start: str, end: str) -> Comparison:
     """How two steps or branches of the tree lie to each other. Raises NotFound."""
-    left, right = record.path(resolve(record, start)), record.path(resolve(record, end))
-    shared = 0
-    while shared < min(len(left), len(right)) and left[shared] == right[shared]:
-        shared += 1
-    workspaces = workspace_at(record, left), workspace_at(record, right)
-    return Comparison(left[shared - 1] if shared else ROOT, left[shared:], right[shared:], workspaces)
+    left, right = resolve(record, start), resolve(record, end)
+    merge_base, only_left, only_right = _apart(record, left, right)
+    return Comparison(merge_base, only_left, only_right, (workspace_at(record, left), workspace_at(record, right)))
 
 
 def resolve(record: AgentRecord, ref: str) -> str:
     """The step that a step id, a branch's name or `HEAD` stands for. Raises NotFound."""
-    if ref == ROOT or ref in record.steps:
+    if ref == ROOT or record.has(ref):
         return ref
-    if ref == "HEAD":
-        return record.head
-    return _branch(record, ref)
+    return record.head if ref == "HEAD" else _branch(record, ref)
 
 
 def branch_names(record: AgentRecord) -> dict[str, str]:
@@ -212,7 +215,7 @@ def branch_names(record: AgentRecord) -> dict[str, str]:
 def position(record: AgentRecord) -> Position:
     """Where HEAD is now."""
     branch = None if record.branch is None else plain_name(record.branch)
-    workspace = workspace_at(record, record.path())
+    workspace = workspace_at(record, record.head)
     return Position(record.head, branch, record.version, workspace, bool(record.redo))
 
 
@@ -220,6 +223,49 @@ _INHERITED = (
     *("owner", "model", "settings", "labels", "label_terms"),
     *("pool", "platform", "region", "dormant", "ttl_seconds", "idle_seconds"),
 )
+
+
+def _inherited(record: AgentRecord, stretch: Stretch) -> Descriptor:
+    """What a fork keeps of a segment that its path leads through."""
+    assert stretch.home is not None  # noqa: S101 - said by the caller
+    if stretch.steps is None:
+        return replace(stretch.home, inherited=True, to_version=INHERITED_VERSION)
+    steps = stretch.steps
+    return replace(
+        stretch.home,
+        last=steps[-1],
+        parent=record.node(steps[0]).parent_id,
+        chain=True,
+        part=True,
+        inherited=True,
+        count=len(steps),
+        from_seq=stretch.from_seq,
+        to_seq=stretch.to_seq,
+        to_version=INHERITED_VERSION,
+    )
+
+
+def _kept_results(record: AgentRecord, steps: Mapping[str, Step], way: Sequence[Stretch]) -> Iterator[str]:
+    """The steps of a path, and the root, that something in the document is bound to."""
+    record.require_known(late(record))
+    homes = {stretch.home.id: stretch for stretch in way if stretch.home is not None}
+    for step in record.results:
+        home = record.home(step)
+        if step == ROOT or step in steps or (home and home.id in homes and step in homes[home.id].ids(record)):
+            yield step
+
+
+def _apart(record: AgentRecord, left: str, right: str) -> tuple[str, list[str], list[str]]:
+    """The last step that two paths share, and what each has alone. Along a path seq only grows."""
+    paths = [chain(upwards(record, leaf), [ROOT]) for leaf in (left, right)]
+    alone: tuple[list[str], list[str]] = [], []
+    steps = [next(each) for each in paths]
+    while steps[0] != steps[1]:
+        seqs = [0 if step == ROOT else record.node(step).seq for step in steps]
+        further = 0 if seqs[0] > seqs[1] else 1
+        alone[further].append(steps[further])
+        steps[further] = next(paths[further])
+    return steps[0], alone[0][::-1], alone[1][::-1]
 
 
 def _moved(record: AgentRecord, stamp: Stamp, *, head: str, branch: str | None, redo: list[str]) -> Change:
@@ -262,9 +308,10 @@ def _parent_of(record: AgentRecord, draft: Draft, advance_head: bool) -> str:
 
 def _chained(record: AgentRecord, drafts: Sequence[Draft], parent: str, stamp: Stamp) -> dict[str, Step]:
     added: dict[str, Step] = {}
-    before = record.steps.get(parent)
+    before = None if parent == ROOT else record.body(parent)
+    record.require_known([draft.id for draft in drafts if draft.chosen])
     for number, draft in enumerate(drafts, start=1):
-        if draft.id in record.steps:
+        if draft.id in record.steps or (draft.chosen and record.has(draft.id)):
             raise StepExists(f"There is a step '{draft.id}' already, with other content or in another append.")
         if draft.id in added:
             raise InvalidRequest(f"Two steps of the batch have the id '{draft.id}'.")
@@ -296,7 +343,10 @@ def _packed(record: AgentRecord, added: Mapping[str, Step], inline: int, blobs: 
 
 
 def _repeated(record: AgentRecord, drafts: Sequence[Draft], advance_head: bool) -> Appended | None:
-    if not all(draft.chosen and draft.id in record.steps for draft in drafts):
+    if not all(draft.chosen for draft in drafts):
+        return None
+    record.require_known([draft.id for draft in drafts])
+    if not all(record.has(draft.id) for draft in drafts):
         return None
     steps = [record.step(draft.id) for draft in drafts]
     chained = all(after["parent_id"] == before["id"] for before, after in pairwise(steps))

@@ -19,7 +19,7 @@ from pymongo.synchronous.change_stream import CollectionChangeStream
 
 from app.api import views
 from app.api.answers import encode
-from app.lanes import Request, Trial
+from app.lanes import Limits, Request, Trial
 from app.mongo import _RAW, decoded
 from app.watcher import _event
 from models import profile, results, tree
@@ -29,9 +29,11 @@ from models.event import Event, patched
 from models.ids import ROOT
 from models.tenant import ANONYMOUS
 from tests.harness import rounds
+from tests.unit.archive import Archive
 from tests.unit.test_moves import STAMP, Move, moves
 
-LIMIT = 15 * 1024 * 1024
+LIMITS = Limits(15 * 1024 * 1024, 600)
+"""Few steps are too many, so that agents are sealed all the time."""
 SECONDS = 20.0
 
 
@@ -81,28 +83,24 @@ def deleting(record: AgentRecord) -> Any:
     return delete(record, STAMP)
 
 
-def tried(record: AgentRecord, size: int, batch: Sequence[Move]) -> Trial:
+def tried(archive: Archive, record: AgentRecord, size: int, batch: Sequence[Move]) -> Trial:
     """The moves as requests that wait for one agent; what can't share the update is left out."""
     nobody: Any = None
     requests = [
         Request(ANONYMOUS, lambda record, _, move=move: move(record), Guard(), None, not record.exists, nobody)
         for move in batch
     ]
-    return Trial(record, size, requests, STAMP, LIMIT)
+    while True:
+        trial = Trial(record, size, requests, STAMP, LIMITS)
+        if not trial.lacking:
+            archive.segments |= {key: segment for key, segment in trial.segments.items() if segment is not None}
+            return trial
+        record = archive.supplied(record, trial.lacking)
 
 
 def shown(record: AgentRecord) -> bytes:
     """All that a caller sees, with what is stored apart as it stands."""
     return orjson.dumps(views.agent(record, "all"), default=repr, option=orjson.OPT_PASSTHROUGH_DATETIME)
-
-
-def alike(copy: AgentRecord, anew: AgentRecord) -> None:
-    """To a caller, to the store, and in bytes."""
-    assert copy.document() == anew.document()
-    assert copy.stored_bytes() == anew.size_bytes
-    assert copy.version == anew.version
-    if anew.exists:
-        assert shown(copy) == shown(anew)
 
 
 class Copy:
@@ -112,11 +110,20 @@ class Copy:
         self.key = f"default:{uuid4().hex}"
         self._watched = watched
         self._size = 0
+        self.archive = Archive()
         self.stored = self.copy = AgentRecord(id=self.key, tenant="default")
+
+    def alike(self, copy: AgentRecord, anew: AgentRecord) -> None:
+        """To a caller, to the store, and in bytes."""
+        assert copy.document() == anew.document()
+        assert copy.stored_bytes() == anew.size_bytes
+        assert copy.version == anew.version
+        if anew.exists:
+            assert self.archive.asked(copy, shown) == self.archive.asked(anew, shown)
 
     def commit(self, *batch: Move) -> list[Any]:
         """Write a batch, lay its event on the copy, and compare; what the write's own event says is the same."""
-        trial = tried(self.stored, self._size, batch)
+        trial = tried(self.archive, self.stored, self._size, batch)
         if not trial.changes:
             return trial.changes
         write = trial.write()
@@ -126,11 +133,11 @@ class Copy:
         assert trial.event is not None
         assert (told.before, told.version) == (self.stored.version, anew.version)
         assert told.whole == trial.event.whole == (self.stored.version == 0)
-        alike(patched(self.stored, told), anew)
-        alike(patched(self.stored, trial.event), anew)
+        self.alike(patched(self.stored, told), anew)
+        self.alike(patched(self.stored, trial.event), anew)
         copy = patched(self.copy, told)
         self.copy = copy.model_copy(update={"size_bytes": copy.stored_bytes()})  # as the cache does
-        alike(self.copy, anew)
+        self.alike(self.copy, anew)
         self.stored, self._size = anew, anew.size_bytes or 0
         return trial.changes
 

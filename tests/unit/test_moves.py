@@ -18,6 +18,7 @@ from models.change import Assignments, Change, Stamp, fold
 from models.errors import HoldfastError
 from models.ids import ROOT
 from models.json import same
+from models.path import path
 from models.settings import DEFAULTS, check_settings, with_defaults
 
 STAMP = Stamp(datetime(2026, 1, 1, tzinfo=UTC), "key")
@@ -27,14 +28,14 @@ Move = Callable[[AgentRecord], Change]
 def applied(document: dict[str, Any], assigned: Assignments) -> dict[str, Any]:
     """The document after `$set` and `$unset`, as the database carries them out."""
     after = copy.deepcopy(document)
-    for path in assigned.drops:
-        *way, last = path.split(".")
+    for place in assigned.drops:
+        *way, last = place.split(".")
         holder = after
         for part in way:
             holder = holder.get(part, {})
         holder.pop(last, None)
-    for path, value in assigned.sets.items():
-        *way, last = path.split(".")
+    for place, value in assigned.sets.items():
+        *way, last = place.split(".")
         holder = after
         for part in way:
             holder = holder.setdefault(part, {})
@@ -56,7 +57,10 @@ values = (
 
 def appending(ids: Sequence[str], advance: bool, parent: str | None, workspace: Any) -> Move:
     given = {"role": "user", "workspace": workspace, **({} if parent is None else {"parent_id": parent})}
-    drafts = [tree.Draft(ids[0], given, chosen=True), *(tree.Draft(step, {"role": "agent"}) for step in ids[1:])]
+    drafts = [
+        tree.Draft(ids[0], given, chosen=True),
+        *(tree.Draft(step, {"role": "agent"}, chosen=True) for step in ids[1:]),
+    ]
     return lambda record: tree.append(record, drafts, STAMP, advance_head=advance)
 
 
@@ -143,9 +147,9 @@ def test_difference_is_the_paths_beyond_the_merge_base(chain: list[Move], left: 
     if not {left, right} <= {ROOT, *record.steps}:
         return
     found = tree.compare(record, left, right)
-    base = record.path(found.merge_base)
-    assert base + found.only_from == record.path(left)
-    assert base + found.only_to == record.path(right)
+    base = path(record, found.merge_base)
+    assert base + found.only_from == path(record, left)
+    assert base + found.only_to == path(record, right)
     assert not set(found.only_from) & set(found.only_to)
 
 
@@ -158,8 +162,8 @@ def test_fork_is_the_path_alone(chain: list[Move], at: str) -> None:
         return
     fork = tree.fork(record, "t:b", at, None)
     check_invariants(fork)
-    assert fork.path() == record.path(at)
-    assert same(results.workspace_at(fork, fork.path()), results.workspace_at(record, record.path(at)))
+    assert path(fork) == path(record, at)
+    assert same(results.workspace_at(fork, fork.head), results.workspace_at(record, at))
 
 
 def test_deletion_and_creation_continue_version_and_fence() -> None:

@@ -1,0 +1,198 @@
+"""Segments: the older steps of an agent that outgrew one document, with the results bound to them, sealed for good.
+
+An agent keeps a *descriptor* of each of its segments, nothing of each sealed step. Segments never change, so forks
+share them: a fork's descriptor shows of a segment only the path that it inherited. Nothing here reads or writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import bson
+from beanie import Document
+from pydantic import Field
+from pymongo import IndexModel
+
+from models.ids import ROOT, WORKSPACE
+
+Step = dict[str, Any]
+Bound = dict[str, Any]
+"""What is bound to a step: results by field name, and the workspace."""
+
+INHERITED_VERSION = 1
+"""The version that a fork's inherited steps read as."""
+
+
+class Node(NamedTuple):
+    """What is known of a step without its content."""
+
+    parent_id: str
+    seq: int
+    turn_id: str
+    version: int
+
+
+Tree = Mapping[str, Node]
+"""Steps by id, in the order of their seq."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Steps in the order of their seq, and what is bound to them."""
+
+    id: str
+    """`<tenant>:<agent that sealed it>:<what no other attempt to seal has>`"""
+    steps: Mapping[str, Step]
+    results: Mapping[str, Bound]
+
+    @cached_property
+    def tree(self) -> Tree:
+        """The steps without their content."""
+        return {step: node_of(body) for step, body in self.steps.items()}
+
+    @cached_property
+    def size(self) -> int:
+        """BSON bytes of steps and results."""
+        return len(bson.encode({"steps": self.steps, "results": self.results}))
+
+    def document(self) -> dict[str, Any]:
+        """As it is stored, with its tree beside it to be read and searched alone."""
+        nodes = self.tree.values()
+        return {
+            "_id": self.id,
+            "tenant": self.id.partition(":")[0],
+            "agent": origin_of(self.id),
+            "ids": list(self.tree),
+            "parents": [node.parent_id for node in nodes],
+            "seqs": [node.seq for node in nodes],
+            "turns": [node.turn_id for node in nodes],
+            "versions": [node.version for node in nodes],
+            "steps": self.steps,
+            "results": self.results,
+        }
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Segment:
+        """The segment that a document holds."""
+        return cls(document["_id"], document["steps"], document["results"])
+
+
+TREE_FIELDS = ("ids", "parents", "seqs", "turns", "versions")
+"""Fields of a stored segment that hold its tree, in lists of equal length."""
+
+
+def tree_of(document: Mapping[str, Any]) -> Tree:
+    """The tree of a stored segment. Raises KeyError, ValueError when it is not whole."""
+    ids, parents, seqs, turns, versions = (document[name] for name in TREE_FIELDS)
+    nodes = (Node(*row) for row in zip(parents, seqs, turns, versions, strict=True))
+    return dict(zip(ids, nodes, strict=True))
+
+
+def node_of(body: Mapping[str, Any]) -> Node:
+    """A stored step without its content."""
+    return Node(body["parent_id"], body["seq"], body["turn_id"], body["version"])
+
+
+def origin_of(segment: str) -> str:
+    """The `_id` of the agent that sealed a segment."""
+    return segment.rpartition(":")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """What an agent keeps of a segment, and so what it sees of it.
+
+    Where `chain`, what is seen is one line: from `last` upwards to the step whose parent is `parent`.
+    """
+
+    id: str
+    last: str
+    """The step of the highest seq."""
+    parent: str
+    """Where the line leads on; empty where there is none."""
+    chain: bool
+    part: bool
+    """Whether only the line from `last` upwards is seen, and not the whole segment."""
+    inherited: bool
+    count: int
+    from_seq: int
+    to_seq: int
+    to_version: int
+    """The highest version that a step reads as."""
+    bytes: int
+    """BSON bytes of the whole segment's steps and results."""
+    results: bool
+    workspaces: bool
+    """Whether there is any in the segment."""
+
+    @classmethod
+    def of(cls, segment: Segment) -> Descriptor:
+        """What the agent that seals it keeps."""
+        ids, nodes = list(segment.tree), list(segment.tree.values())
+        above = [nodes[0].parent_id, *ids]
+        chain = all(node.parent_id == parent for node, parent in zip(nodes, above, strict=False))
+        fields = {field for bound in segment.results.values() for field in bound}
+        return cls(
+            id=segment.id,
+            last=ids[-1],
+            parent=nodes[0].parent_id if chain else "",
+            chain=chain,
+            part=False,
+            inherited=False,
+            count=len(ids),
+            from_seq=nodes[0].seq,
+            to_seq=nodes[-1].seq,
+            to_version=max(node.version for node in nodes),
+            bytes=segment.size,
+            results=bool(fields - {WORKSPACE}),
+            workspaces=WORKSPACE in fields or any("workspace" in body for body in segment.steps.values()),
+        )
+
+    @classmethod
+    def read(cls, kept: Mapping[str, Any]) -> Descriptor:
+        """From an agent's document; what a later release keeps beside is left alone. Raises KeyError."""
+        return cls(**{name: kept[name] for name in cls.__slots__})
+
+    def stored(self) -> dict[str, Any]:
+        """As it is kept in the agent's document."""
+        return asdict(self)
+
+    def seen(self, tree: Tree) -> list[str]:
+        """The steps of the segment's tree that this agent sees, in the order of their seq."""
+        return line(tree, self.last) if self.part else list(tree)
+
+
+def line(tree: Tree, leaf: str) -> list[str]:
+    """The path to a step as far as the tree holds it, from above."""
+    found: list[str] = []
+    while leaf != ROOT and leaf in tree:
+        found.append(leaf)
+        leaf = tree[leaf].parent_id
+    found.reverse()
+    return found
+
+
+class StoredSegment(Document):
+    """The collection of segments. `_id` = `<tenant>:<agent>:<name>`."""
+
+    id: str = Field(alias="_id")  # type: ignore[assignment]  # the base has an ObjectId
+    tenant: str
+    agent: str = Field(description="The agent that sealed it.")
+    ids: list[str]
+    parents: list[str]
+    seqs: list[int]
+    turns: list[str]
+    versions: list[int]
+    steps: dict[str, Step]
+    results: dict[str, Bound]
+    mark: str | None = Field(default=None, description="Set by a collector that found no agent to keep it.")
+
+    class Settings:
+        name = "segments"
+        indexes = [
+            IndexModel([("agent", 1), ("ids", 1)], name="by_step"),
+            IndexModel([("agent", 1), ("turns", 1)], name="by_turn"),
+        ]
