@@ -17,6 +17,7 @@ from app.config import Settings
 from app.lanes import Committed, Move, Once
 from app.mongo import CODEC
 from app.reads import Freshness, Reads, Seen
+from app.segments import Gone, Segments
 from app.store import Store
 from app.vault import Vault
 from models import profile, results, tree
@@ -24,16 +25,19 @@ from models.agent import MAIN, AgentRecord, create, delete
 from models.blob import Blobs, packed
 from models.change import Change, Stamp
 from models.commit import Guard
-from models.errors import Forbidden, InvalidRequest, TooLarge
+from models.errors import Forbidden, HoldfastError, InvalidRequest, TooLarge, Unavailable
 from models.execution import states_of
-from models.ids import ROOT, check_branch, check_id, check_name
+from models.ids import ROOT, WORKSPACE, check_branch, check_id, check_name
 from models.packing import references
+from models.sealing import sealed_at_birth
 from models.settings import with_defaults
 from models.snapshot import Snapshot, draft_of
 from models.tenant import Scope
 
 SUMMARY_FIELDS = tuple(
-    name for name in AgentRecord.model_fields if name not in ("id", "steps", "results", "ops", "size_bytes")
+    name
+    for name in AgentRecord.model_fields
+    if name not in ("id", "steps", "results", "sealed", "ops", "size_bytes", "history")
 )
 
 
@@ -72,9 +76,12 @@ class Agents:
     Writes raise what the store's `commit` raises, and what their move raises; reads raise NotFound and Unavailable.
     """
 
-    def __init__(self, store: Store, reads: Reads, vault: Vault, settings: Settings, clock: Clock) -> None:
+    def __init__(
+        self, store: Store, reads: Reads, segments: Segments, vault: Vault, settings: Settings, clock: Clock
+    ) -> None:
         self._store = store
         self._reads = reads
+        self._segments = segments
         self._vault = vault
         self._settings = settings
         self._clock = clock
@@ -132,14 +139,16 @@ class Agents:
         began = self._clock.monotonic()
         source = (await self._reads.agent(scope, agent, Freshness(strong=True))).record
         new = self._clock.new_id()
-
         guard = _guard(scope, terms)
+        draft = await self._forked(source, scope.agent_key(new), at, name)
 
         def move(previous: AgentRecord, stamp: Stamp) -> Change:
             guard.check(source)
-            draft = tree.fork(source, scope.agent_key(new), at, name)
-            shared = dict.fromkeys(references(draft.steps, draft.results))
-            return create(previous, draft, stamp, step_version=1, blobs=shared)
+            if isinstance(draft, HoldfastError):
+                raise draft
+            blobs = dict.fromkeys(references(draft.steps, draft.results))
+            segments = dict.fromkeys(kept.id for kept in draft.descriptors)
+            return create(previous, draft, stamp, step_version=1, blobs=blobs, segments=segments)
 
         spent = self._clock.monotonic() - began
         return await self._store.commit(scope, new, move, once=terms.once, creates=True, spent=spent)
@@ -241,16 +250,29 @@ class Agents:
     ) -> Committed:
         def move(previous: AgentRecord, stamp: Stamp) -> Change:
             if not drafts:
-                return create(previous, draft, stamp, blobs=blobs)
-            filled = tree.append(draft, drafts, stamp, inline=self._settings.inline_bytes)
-            return create(previous, filled.record, stamp, blobs={**blobs, **filled.blobs})
+                created = create(previous, draft, stamp, blobs=blobs)
+            else:
+                filled = tree.append(draft, drafts, stamp, inline=self._settings.inline_bytes)
+                created = create(previous, filled.record, stamp, blobs={**blobs, **filled.blobs})
+            return sealed_at_birth(created, self._settings.seal_over_bytes, stamp.name)
 
         return await self._store.commit(scope, agent, move, guard=_guard(scope, terms), once=terms.once, creates=True)
+
+    async def _forked(
+        self, source: AgentRecord, key: str, at: str | None, name: str | None
+    ) -> AgentRecord | HoldfastError:
+        """The draft of a fork, or why there is none: for who asks a second time the first answer stands."""
+        try:
+            return await self._segments.asked(source, lambda known: tree.fork(known, key, at, name))
+        except Gone:
+            return Unavailable("The agent was changed meanwhile; nothing was written. Try again.", written=False)
+        except HoldfastError as error:
+            return error
 
     def _workspace_at_root(self, spec: Mapping[str, Any], blobs: Blobs) -> dict[str, dict[str, Any]]:
         if "workspace" not in spec:
             return {}
-        return {ROOT: {results.WORKSPACE: packed(spec["workspace"], self._settings.inline_bytes, blobs)}}
+        return {ROOT: {WORKSPACE: packed(spec["workspace"], self._settings.inline_bytes, blobs)}}
 
     def _id_for(self, chosen: str | None) -> str:
         if chosen in RESERVED:

@@ -6,7 +6,6 @@ to. Guarantee: storing a value again takes its mark off, so a collector that is 
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 
 import pymongo
@@ -15,6 +14,7 @@ from bson.binary import Binary
 from pymongo import UpdateOne
 
 from app.mongo import Mongo, unavailable_when_failing
+from app.shelf import Shelf
 from models.blob import Damaged, key_of
 from models.errors import TooLarge
 
@@ -30,10 +30,13 @@ class Blobs:
 
     def __init__(self, mongo: Mongo, *, limit_bytes: int, seconds: float) -> None:
         self._mongo = mongo
-        self._limit = limit_bytes
         self._seconds = seconds
-        self._held: OrderedDict[str, bytes] = OrderedDict()
-        self.bytes = 0
+        self._held: Shelf[bytes] = Shelf(limit_bytes)
+
+    @property
+    def bytes_held(self) -> int:
+        """JSON bytes in memory."""
+        return self._held.bytes
 
     async def store(self, tenant: str, blobs: Mapping[Binary, bytes | None]) -> None:
         """Make the values durable, and take the marks off those that are there (None: one that has to be).
@@ -48,15 +51,11 @@ class Blobs:
                 raise Damaged("A value that is referred to is not there.")
         for reference, text in blobs.items():
             if text is not None:
-                self._keep(key_of(tenant, reference), text)
+                self._held.put(key_of(tenant, reference), text, len(text))
 
     def held(self, tenant: str, reference: Binary) -> bytes | None:
         """The value as JSON, if it is in memory."""
-        key = key_of(tenant, reference)
-        text = self._held.get(key)
-        if text is not None:
-            self._held.move_to_end(key)
-        return text
+        return self._held.get(key_of(tenant, reference))
 
     async def fetch(self, tenant: str, references: Iterable[Binary]) -> dict[Binary, bytes]:
         """The values as JSON, read in one go but for what memory has. Raises Unavailable; Damaged if one is missing."""
@@ -80,20 +79,11 @@ class Blobs:
                 async for document in self._mongo.blobs.find({"_id": {"$in": keys}}, {"data": 1}):
                     text = zstd.decompress(document["data"])
                     found[wanted[document["_id"]]] = text
-                    self._keep(document["_id"], text)
+                    self._held.put(document["_id"], text, len(text))
         missing = [key for key, reference in wanted.items() if reference not in found]
         if missing:
             raise Damaged(f"A value that an agent refers to is not there: {missing[0]}.")
         return found
-
-    def _keep(self, key: str, text: bytes) -> None:
-        if len(text) > self._limit or key in self._held:
-            return
-        self._held[key] = text
-        self.bytes += len(text)
-        while self.bytes > self._limit:
-            _, oldest = self._held.popitem(last=False)
-            self.bytes -= len(oldest)
 
 
 def _batches(keys: list[str]) -> Iterator[list[str]]:

@@ -1,32 +1,39 @@
-"""The collector: removes blobs that nothing refers to any more, from any replica, at any time, without a lock.
+"""The collector: removes segments and blobs that nothing refers to any more, from any replica, without a lock.
 
-A value that no agent refers to is *marked*. After a wait longer than any commit can take, agents are looked through
-again; what is still not referred to and still bears this collector's mark is removed. Every commit that refers to a
-value takes the mark off before it is sent (`Blobs.store`), so nothing is removed that a commit is about to need. The
-wait is counted on this process's monotonic clock alone.
+What no agent keeps is *marked*. After a wait longer than any commit can take, agents are looked through again; what is
+still not referred to and still bears this collector's mark is removed. Every commit that refers to a segment or a value
+takes the mark off before it is sent (`Segments.store`, `Blobs.store`), so nothing is removed that a commit is about to
+need. The wait is counted on this process's monotonic clock alone.
+
+A commit that seals moves references from an agent into a segment that it stored before; so agents are looked through
+first and segments after them, and no reference is missed on its way.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 from pymongo.errors import PyMongoError
 
 from app.clock import Clock
-from app.mongo import Mongo
+from app.mongo import Collection, Mongo
 from app.telemetry import get_logger
 from models.blob import Damaged, key_of
 from models.packing import references
 
 _PAGE = 50_000
-"""Values judged together: so many keys are in memory."""
+"""Keys judged together: so many are in memory."""
 
-_AGENTS_AT_ONCE = 16
+_AT_ONCE = 16
 _log = get_logger(__name__)
+
+_Look = Callable[[str, set[str]], Awaitable[set[str] | None]]
+"""Those of a tenant's keys that are referred to; None when that can't be told."""
 
 
 @dataclass(slots=True)
@@ -41,7 +48,7 @@ class Collected:
 
 
 class Collector:
-    """Collects the blobs of all tenants. Any number may run at once; each removes only what bears its own mark."""
+    """Collects for all tenants. Any number may run at once; each removes only what bears its own mark."""
 
     def __init__(self, mongo: Mongo, clock: Clock, *, wait_seconds: float) -> None:
         self._mongo = mongo
@@ -49,22 +56,20 @@ class Collector:
         self._wait_seconds = wait_seconds
 
     async def collect(self, told: Callable[[Collected], None] = lambda _: None) -> Collected:
-        """Go once through all values. `told` hears of the progress. Raises PyMongoError; what was marked stays so."""
+        """Go once through all segments and values. `told` hears of the progress.
+
+        Raises PyMongoError; what was marked stays so.
+        """
         done = Collected()
         mark = self._clock.new_id()
-        marked: dict[str, set[str]] = {}
-        async for tenant, keys in self._pages():
-            done.looked_at += len(keys)
-            unused = await self._marked(tenant, keys, mark)
-            if unused:
-                marked.setdefault(tenant, set()).update(unused)
-            done.marked += len(unused)
-            told(done)
-        if marked:
+        segments = _Sort(self._mongo.segments, self._kept, mark, done, told)
+        values = _Sort(self._mongo.blobs, self._referred, mark, done, told)
+        unused_segments = await segments.marked()
+        unused_values = await _Sort(self._mongo.blobs, self._referred_but_by(mark), mark, done, told).marked()
+        if unused_segments or unused_values:
             await asyncio.sleep(self._wait_seconds)
-        for tenant, unused in marked.items():
-            await self._remove(tenant, unused, mark, done)
-            told(done)
+        await segments.remove(unused_segments)
+        await values.remove(unused_values)
         return done
 
     async def run(self, every_seconds: float) -> None:
@@ -79,39 +84,101 @@ class Collector:
             except Exception:  # noqa: BLE001 - the top of the loop: logged, and tried again
                 _log.exception("collection failed")
 
-    async def _marked(self, tenant: str, keys: set[str], mark: str) -> set[str]:
-        """Mark those of the keys that nothing refers to; none where an agent can't be read."""
-        referred = await self._referred(tenant, keys)
-        if referred is None:
-            return set()
-        unused = keys - referred
-        if unused:
-            # unscoped: the keys begin with the tenant
-            await self._mongo.blobs.update_many({"_id": {"$in": list(unused)}}, {"$set": {"mark": mark}})
-        return unused
+    async def _kept(self, tenant: str, keys: set[str]) -> set[str] | None:
+        """The segments that an agent keeps."""
+        found: set[str] = set()
+        async for agent in self._of_tenant(self._mongo.agents, tenant, {"sealed": 1}):
+            try:
+                found.update(keys.intersection(kept["id"] for kept in agent.get("sealed", {}).values()))
+            except (AttributeError, TypeError, KeyError):
+                _log_unreadable(agent["_id"])
+                return None
+        return found
 
-    async def _remove(self, tenant: str, unused: set[str], mark: str, done: Collected) -> None:
-        """Remove those that nothing came to refer to and that still bear the mark; take it off the others."""
-        referred = await self._referred(tenant, unused)
-        if referred is None:
-            return
+    async def _referred(self, tenant: str, keys: set[str], without_mark: str | None = None) -> set[str] | None:
+        """The values that an agent or a segment refers to, but for segments that bear the mark."""
+        found: set[str] = set()
+        for collection in (self._mongo.agents, self._mongo.segments):
+            async for document in self._of_tenant(collection, tenant, {"steps": 1, "results": 1, "mark": 1}):
+                if without_mark is not None and document.get("mark") == without_mark:
+                    continue
+                try:
+                    referred = references(document.get("steps", {}), document.get("results", {}))
+                    found.update(keys.intersection(key_of(tenant, reference) for reference in referred))
+                except (AttributeError, TypeError, Damaged):
+                    _log_unreadable(document["_id"])
+                    return None
+        return found
+
+    def _referred_but_by(self, mark: str) -> _Look:
+        """The same, as if the segments that are about to be removed were gone."""
+        return lambda tenant, keys: self._referred(tenant, keys, mark)
+
+    async def _of_tenant(self, collection: Collection, tenant: str, fields: dict[str, int]) -> AsyncIterator[Any]:
+        """A tenant's documents in the order of their keys, which never change.
+
+        By another index a write could move one from before the cursor's place to behind it, and it would not be seen.
+        """
+        within = {"_id": {"$gt": f"{tenant}:", "$lt": f"{tenant};"}}
+        # unscoped: on behalf of nobody, but of one tenant
+        async for document in collection.find(within, fields, batch_size=_AT_ONCE).hint([("_id", 1)]):
+            yield document
+
+
+@dataclass(frozen=True, slots=True)
+class _Sort:
+    """One sort of what is collected."""
+
+    collection: Collection
+    look: _Look
+    mark: str
+    done: Collected
+    told: Callable[[Collected], None]
+
+    async def marked(self) -> dict[str, set[str]]:
+        """Mark what nothing refers to; the keys by tenant. Nothing of a tenant where one document can't be read."""
+        found: dict[str, set[str]] = {}
+        async for tenant, keys in self._pages():
+            self.done.looked_at += len(keys)
+            referred = await self.look(tenant, keys)
+            unused = set() if referred is None else keys - referred
+            if unused:
+                # unscoped: the keys begin with the tenant
+                await self.collection.update_many({"_id": {"$in": list(unused)}}, {"$set": {"mark": self.mark}})
+                found.setdefault(tenant, set()).update(unused)
+            self.done.marked += len(unused)
+            self.told(self.done)
+        return found
+
+    async def remove(self, unused: dict[str, set[str]]) -> None:
+        """Remove what nothing came to refer to and still bears the mark; take it off the rest."""
+        for tenant, keys in unused.items():
+            referred = await self.look(tenant, keys)
+            if referred is not None:
+                await self._unmark(referred)
+                for key in keys - referred:
+                    await self._remove_one(key)
+            self.told(self.done)
+
+    async def _unmark(self, keys: set[str]) -> None:
         # unscoped: the keys begin with the tenant
-        await self._mongo.blobs.update_many({"_id": {"$in": list(referred)}, "mark": mark}, {"$unset": {"mark": ""}})
-        for key in unused - referred:
-            # unscoped: the key begins with the tenant
-            found = await self._mongo.blobs.find_one_and_delete(
-                {"_id": key, "mark": mark}, projection={"stored": {"$bsonSize": "$$ROOT"}}
-            )
-            if found is not None:
-                done.removed += 1
-                done.bytes += found["stored"]
+        await self.collection.update_many({"_id": {"$in": list(keys)}, "mark": self.mark}, {"$unset": {"mark": ""}})
+
+    async def _remove_one(self, key: str) -> None:
+        # unscoped: the key begins with the tenant
+        found = await self.collection.find_one_and_delete(
+            {"_id": key, "mark": self.mark}, projection={"stored": {"$bsonSize": "$$ROOT"}}
+        )
+        if found is not None:
+            self.done.removed += 1
+            self.done.bytes += found["stored"]
 
     async def _pages(self) -> AsyncIterator[tuple[str, set[str]]]:
-        """The keys of all values, a page of one tenant at a time; each page is a query of its own."""
+        """All keys, a page of one tenant at a time; each page is a query of its own."""
         after = ""
         while True:
             # unscoped: of all tenants, one after another
-            found = self._mongo.blobs.find({"_id": {"$gt": after}}, {"_id": 1}).sort("_id", 1).limit(_PAGE)
+            found = self.collection.find({"_id": {"$gt": after}}, {"_id": 1}).sort("_id", 1).limit(_PAGE)
             keys = [document["_id"] async for document in found]
             if not keys:
                 return
@@ -119,22 +186,7 @@ class Collector:
             for tenant, own in groupby(keys, key=lambda key: str(key).partition(":")[0]):
                 yield tenant, set(own)
 
-    async def _referred(self, tenant: str, keys: set[str]) -> set[str] | None:
-        """Those of the keys that an agent refers to; None when an agent can't be read, for it may refer to any.
 
-        Agents are gone through in the order of their keys, which never change: by another index a write could move one
-        from before the cursor's place to behind it, and it would not be seen.
-        """
-        found: set[str] = set()
-        fields = {"steps": 1, "results": 1}
-        within = {"_id": {"$gt": f"{tenant}:", "$lt": f"{tenant};"}}
-        # unscoped: on behalf of nobody, but of one tenant
-        agents = self._mongo.agents.find(within, fields, batch_size=_AGENTS_AT_ONCE).hint([("_id", 1)])
-        async for agent in agents:
-            try:
-                referred = references(agent.get("steps", {}), agent.get("results", {}))
-                found.update(keys.intersection(key_of(tenant, reference) for reference in referred))
-            except (AttributeError, TypeError, Damaged):
-                _log.error("nothing of the tenant is collected: an agent can't be read", agent=agent["_id"])
-                return None
-        return found
+def _log_unreadable(key: str) -> None:
+    """Nobody knows what it refers to, so it may be anything of its tenant."""
+    _log.error("nothing of the tenant is collected: a document can't be read", key=key)

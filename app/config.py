@@ -12,6 +12,7 @@ from pydantic import AliasChoices, Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.packing import INLINE_BYTES
+from models.sealing import SEAL_BYTES
 
 MIB = 1024 * 1024
 
@@ -54,6 +55,12 @@ class Settings(BaseSettings):
     inline_bytes: int = Field(
         default=INLINE_BYTES, ge=1, description="A step's field, a workspace or result over this is stored apart."
     )
+    seal_bytes: int = Field(
+        default=SEAL_BYTES,
+        ge=1024,
+        le=4 * MIB,
+        description="Over so many bytes of steps an agent's older half is sealed.",
+    )
     json_depth: int = Field(default=32, ge=4, le=128)
     json_keys: int = Field(default=10_000, ge=16)
 
@@ -70,6 +77,7 @@ class Settings(BaseSettings):
     cache_bytes: int = Field(default=256 * MIB, ge=0, description="Agents kept in memory to answer from; 0: none.")
     cache_idle_seconds: float = Field(default=600.0, gt=0, description="An agent that nobody reads is let go.")
     blob_bytes: int = Field(default=64 * MIB, ge=0, description="Values stored apart that are kept in memory.")
+    segment_bytes: int = Field(default=64 * MIB, ge=0, description="Sealed steps kept in memory, as they lie there.")
     feed_items: int = Field(default=1024, ge=1, description="Commits that may wait for one slow reader of a feed.")
     feed_bytes: int = Field(default=4 * MIB, ge=1024, description="The same in bytes.")
     feeds: int = Field(default=10_000, ge=1, description="Feeds open at once on this replica.")
@@ -86,6 +94,11 @@ class Settings(BaseSettings):
     def call_seconds(self) -> float:
         """What one database call may take."""
         return min(self.attempt_seconds, self.deadline_seconds / 2)
+
+    @property
+    def seal_over_bytes(self) -> int:
+        """`seal_bytes`, and never more than leaves room in a document for what a request may add."""
+        return min(self.seal_bytes, self.agent_limit_bytes // 4)
 
     @property
     def commit_seconds(self) -> float:

@@ -7,18 +7,24 @@ again. So nothing is searched for, and an answer without references costs nothin
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import orjson
 from bson.binary import Binary
 
 from app.blobs import Blobs
 from app.clock import instant
+from app.segments import Segments
 from models.agent import AgentRecord
 from models.blob import Damaged, is_reference
+from models.history import NotAtHand, Wanted
 from models.prompt import FIELD, StoredPrompt, chain, is_prompt
+
+T = TypeVar("T")
 
 OPTIONS = orjson.OPT_PASSTHROUGH_DATETIME
 
@@ -31,77 +37,147 @@ def plain(value: Any) -> Any:
 
 
 class NotHeld(Exception):
-    """A value that is stored apart is not in memory."""
+    """What is stored apart from an agent's document is not in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class ByPart:
+    """A list or an object of an answer that is made a part at a time, so that it may be of any length.
+
+    `parts` of the agent, and of each part the items: of an object key and value, of which the first of a key counts.
+    """
+
+    parts: Callable[[AgentRecord], Iterable[Any]]
+    items: Callable[[AgentRecord, Any], Iterable[Any]]
+    keyed: bool = False
 
 
 class Filling:
-    """Encodes answers about agents."""
+    """Answers questions about agents from all that their documents refer to, and encodes the answers."""
 
-    def __init__(self, blobs: Blobs) -> None:
+    def __init__(self, blobs: Blobs, segments: Segments) -> None:
         self._blobs = blobs
+        self._segments = segments
+
+    async def asked(self, record: AgentRecord, question: Callable[[AgentRecord], T]) -> T:
+        """What a question comes to, with as much of the agent's history as that takes.
+
+        Raises what the question raises; Unavailable; Gone.
+        """
+        return await self._segments.asked(record, question)
+
+    def asked_now(self, record: AgentRecord, question: Callable[[AgentRecord], T]) -> T:
+        """The same from memory alone. Raises NotHeld."""
+        while True:
+            try:
+                return question(record)
+            except NotAtHand as lacking:
+                supplied = self._segments.supplied_now(record, lacking.wanted)
+                if supplied is None:
+                    raise NotHeld from lacking
+                record = supplied
 
     async def encoded(self, record: AgentRecord, value: Any) -> bytes:
-        """JSON of something made of the record, filled. Raises Unavailable; Damaged."""
-        encoder = _Encoder(record, self._blobs, {})
-        text = encoder.encoded(value)
-        while encoder.missing:
-            found = await self._blobs.fetch(record.tenant, encoder.missing)
-            encoder = _Encoder(record, self._blobs, {**encoder.found, **found})
+        """JSON of something made of the record, filled. Raises Unavailable; Damaged; Gone."""
+        found: dict[Binary, bytes] = {}
+        while True:
+            encoder = _Encoder(record, self._blobs, found)
             text = encoder.encoded(value)
-        return text
+            if encoder.wanted:
+                record = await self._segments.supplied(record, encoder.wanted)
+            elif encoder.missing:
+                found |= await self._blobs.fetch(record.tenant, encoder.missing)
+            else:
+                return text
+
+    def encoded_now(self, record: AgentRecord, value: Any) -> bytes:
+        """The same from memory alone. Raises NotHeld."""
+        return self.asked_now(record, lambda known: _Encoder(known, self._blobs, {}).encoded_whole(value))
 
     async def pieces(self, record: AgentRecord, value: Mapping[str, Any]) -> AsyncIterator[bytes]:
-        """JSON of an object, a piece at a time: of its lists one item after another. Raises as `encoded` does."""
+        """JSON of an object, a piece at a time where it has parts. Raises as `encoded` does."""
         opening = b"{"
         for name, each in value.items():
             yield opening + orjson.dumps(name) + b":"
             opening = b","
-            if not isinstance(each, list):
+            if isinstance(each, ByPart):
+                async for piece in self._parts(record, each):
+                    yield piece
+            else:
                 yield await self.encoded(record, each)
-                continue
-            yield b"["
-            for number, item in enumerate(each):
-                yield (b"," if number else b"") + await self.encoded(record, item)
-            yield b"]"
         yield b"}"
 
-    def encoded_now(self, record: AgentRecord, value: Any) -> bytes:
-        """The same from memory alone. Raises NotHeld."""
-        return _Encoder(record, self._blobs, None).encoded(value)
-
     async def values(self, record: AgentRecord, stored: Mapping[str, Any]) -> dict[str, Any]:
-        """Stored values as they were given, by name. Raises Unavailable; Damaged."""
+        """Stored values as they were given, by name. Raises as `encoded` does."""
         filled: dict[str, Any] = orjson.loads(await self.encoded(record, stored))
         return filled
 
+    async def _parts(self, record: AgentRecord, made: ByPart) -> AsyncIterator[bytes]:
+        opening, closing = (b"{", b"}") if made.keyed else (b"[", b"]")
+        between = opening
+        told: set[str] = set()
+        for part in await self.asked(record, lambda known: list(made.parts(known))):
+            known, items = await self.asked(record, partial(_items, made, part))
+            for item in items:
+                if not made.keyed:
+                    yield between + await self.encoded(known, item)
+                elif item[0] not in told:
+                    told.add(item[0])
+                    yield between + orjson.dumps(item[0]) + b":" + await self.encoded(known, item[1])
+                else:
+                    continue
+                between = b","
+        yield closing if between == b"," else opening + closing
+
+
+def _items(made: ByPart, part: Any, record: AgentRecord) -> tuple[AgentRecord, list[Any]]:
+    return record, list(made.items(record, part))
+
 
 class _Encoder:
-    """One try to encode an answer; `missing` are the references met in vain (with `found` None: NotHeld at once)."""
+    """One try to encode an answer: it notes what it met in vain, values (`missing`) and history (`wanted`)."""
 
-    def __init__(self, record: AgentRecord, blobs: Blobs, found: Mapping[Binary, bytes] | None) -> None:
-        self.found = found or {}
-        self._now = found is None
+    def __init__(self, record: AgentRecord, blobs: Blobs, found: Mapping[Binary, bytes]) -> None:
+        self._found = found
         self._record = record
         self._blobs = blobs
         self._prompts: dict[str, list[Any]] = {}
         """By step, of those that others go on from."""
         self.missing: set[Binary] = set()
+        self.wanted = Wanted()
 
     def encoded(self, value: Any) -> bytes:
-        return orjson.dumps(value, default=self._other, option=OPTIONS)
+        """What came of it. Raises Damaged."""
+        try:
+            return orjson.dumps(value, default=self._other, option=OPTIONS)
+        except TypeError as error:
+            if isinstance(error.__cause__, Damaged):  # the encoder wraps what is raised in it
+                raise error.__cause__ from None
+            raise
+
+    def encoded_whole(self, value: Any) -> bytes:
+        """The same, if nothing was met in vain. Raises NotHeld, NotAtHand, Damaged."""
+        text = self.encoded(value)
+        if self.wanted:
+            raise NotAtHand(self.wanted)
+        if self.missing:
+            raise NotHeld
+        return text
 
     def _other(self, value: Any) -> Any:
         if is_reference(value):
             return orjson.Fragment(self._text(value) or b"null")
-        if is_prompt(value):
+        if not is_prompt(value):
+            return plain(value)
+        try:
             return self._messages(value)
-        return plain(value)
+        except NotAtHand as lacking:
+            self.wanted |= lacking.wanted
+            return None
 
     def _text(self, reference: Binary) -> bytes | None:
-        text = self.found.get(reference) or self._blobs.held(self._record.tenant, reference)
+        text = self._found.get(reference) or self._blobs.held(self._record.tenant, reference)
         if text is None:
-            if self._now:
-                raise NotHeld
             self.missing.add(reference)
         return text
 
@@ -122,10 +198,13 @@ class _Encoder:
         return messages
 
     def _stored_prompt(self, step: str) -> Any:
-        body = self._record.steps.get(step)
-        if body is None or not is_prompt(body.get(FIELD)):
+        try:
+            stored = self._record.body(step).get(FIELD)
+        except KeyError:
+            stored = None
+        if not is_prompt(stored):
             raise Damaged(f"A prompt of '{self._record.id}' goes on from the step '{step}', which has none.")
-        return body[FIELD]
+        return stored
 
     def _tail(self, tail: Any) -> list[Any]:
         if not is_reference(tail):

@@ -1,4 +1,4 @@
-"""The proof that a database is consistent: every agent, every value stored apart, and the change log beside them.
+"""The proof that a database is consistent: agents, their segments, values stored apart, and the change log beside them.
 
 It reads a page at a time, while others may write, and writes nothing but what `mend` is asked for: fields of an agent
 that only repeat what the rest of it says, each by a commit like any other.
@@ -20,17 +20,19 @@ from app.store import Store
 from models.agent import AgentRecord
 from models.blob import Damaged, canonical, key_of, length_of, reference_to
 from models.change import AGENT, Change, Stamp
-from models.consistency import Flaw, flaws
+from models.consistency import Flaw, Past, flaws, flaws_of_segment
 from models.errors import NotFound
 from models.packing import references
+from models.segment import Descriptor, Segment
 from models.tenant import Right, Scope
 
 _BY = "fsck"
+_UNREADABLE = (AttributeError, TypeError, KeyError, ValueError, Damaged)
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A flaw of something: an agent's or a value's key."""
+    """A flaw of something: an agent's, a segment's or a value's key."""
 
     key: str
     flaw: Flaw
@@ -45,6 +47,8 @@ class Counts:
 
     agents: int = 0
     of_agents: int = 0
+    segments: int = 0
+    of_segments: int = 0
     values: int = 0
     of_values: int = 0
 
@@ -62,8 +66,11 @@ class Fsck:
         """Every flaw, as it is found. Raises PyMongoError."""
         keys = await self._walk.agents(None)
         self.counts.of_agents = len(keys)
+        self.counts.of_segments = await self._mongo.segments.estimated_document_count()
         self.counts.of_values = await self._mongo.blobs.estimated_document_count()
         async for found in self._of_agents(keys):
+            yield found
+        async for found in self._of_segments():
             yield found
         async for found in self._of_values():
             yield found
@@ -82,19 +89,30 @@ class Fsck:
         found: list[Flaw] = []
         if raw is not None:
             document = decoded(raw.raw)
-            found = flaws(document)
-            with suppress(
-                AttributeError, TypeError, KeyError, Damaged
-            ):  # what can't be read is among the flaws already
-                found += await self._missing_values(key.partition(":")[0], document)
+            found = flaws(document, await self._past(document)) + await self._missing_values(key, document)
         verdict = await self._walk.judge(key)
         if verdict.difference:
             found.append(Flaw(f"the change log differs: {verdict.difference}"))
         return found
 
-    async def _missing_values(self, tenant: str, document: dict[str, Any]) -> list[Flaw]:
-        """References of an agent that lead nowhere, or to a value of another length."""
-        referring = references(document.get("steps", {}), document.get("results", {}))
+    async def _past(self, document: dict[str, Any]) -> Past:
+        """What the agent's segments are remembered by, read one after another; of those that can't be read, nothing."""
+        past = Past()
+        with suppress(*_UNREADABLE):
+            kept = [Descriptor.read(one).id for one in document.get("sealed", {}).values()]
+            # unscoped: the keys begin with the tenant
+            async for raw in self._mongo.segments_raw.find({"_id": {"$in": kept}}).sort("_id", 1):
+                with suppress(*_UNREADABLE):
+                    past.add(Segment.of(decoded(raw.raw)))
+        return past
+
+    async def _missing_values(self, key: str, document: dict[str, Any]) -> list[Flaw]:
+        """References of an agent or a segment that lead nowhere, or to a value of another length."""
+        tenant = key.partition(":")[0]
+        try:
+            referring = list(references(document.get("steps", {}), document.get("results", {})))
+        except _UNREADABLE:  # a flaw of its own
+            return []
         referred = {key_of(tenant, reference): reference for reference in referring}
         lengths: dict[str, int] = {}
         if referred:
@@ -110,6 +128,16 @@ class Fsck:
             if length_of(referred[key]) != length
         ]
         return missing + other
+
+    async def _of_segments(self) -> AsyncIterator[Found]:
+        # unscoped: for whoever runs the service
+        async for raw in self._mongo.segments_raw.find({}).sort("_id", 1):
+            document = decoded(raw.raw)
+            key = str(document["_id"])
+            for flaw in flaws_of_segment(document) + await self._missing_values(key, document):
+                yield Found(key, flaw)
+            self.counts.segments += 1
+            self._told(self.counts)
 
     async def _of_values(self) -> AsyncIterator[Found]:
         # unscoped: for whoever runs the service
@@ -143,7 +171,9 @@ async def mend(store: Store, found: Found) -> bool:
     tenant, _, agent = found.key.partition(":")
 
     def move(record: AgentRecord, stamp: Stamp) -> Change:
-        now = next((flaw for flaw in flaws(record.document()) if flaw.text == found.flaw.text), None)
+        now = next(
+            (flaw for flaw in flaws(record.document(), Past(record.trees())) if flaw.text == found.flaw.text), None
+        )
         if now is None or not now.mend:
             return record.unchanged()
         return record.changed(stamp, (AGENT,), now.mend)

@@ -11,7 +11,7 @@ import contextlib
 import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import bson
@@ -25,6 +25,9 @@ from models.change import OP_SLOTS, Change, Stamp, envelope, fold, may_share
 from models.commit import Guard, Reply
 from models.errors import HoldfastError, InvalidRequest, TooLarge
 from models.event import Event
+from models.history import NotAtHand, Wanted
+from models.sealing import Sealing, may_be_due, seal
+from models.segment import Segment
 from models.tenant import Scope
 
 Move = Callable[[AgentRecord, Stamp], Change]
@@ -36,6 +39,14 @@ _NOT_KNOWN_YET = (0, 0)
 _FOLD_BYTES = 4 * 1024 * 1024
 _COMMIT_BYTES = 4 * 1024
 """Kept free for what commits themselves store (`last`, `ops`), so that a full agent can still be changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """BSON bytes: of an agent's document at most, and of the steps in it before older ones are sealed."""
+
+    agent_bytes: int
+    seal_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +129,15 @@ class Lane:
 class Trial:
     """A batch of moves applied one on another to a basis: what would be written and what each caller would hear."""
 
-    def __init__(self, basis: AgentRecord, bound: int, batch: Sequence[Request], now: Stamp, limit: int) -> None:
+    def __init__(self, basis: AgentRecord, bound: int, batch: Sequence[Request], now: Stamp, limits: Limits) -> None:
         self.basis = basis
-        self.record = basis
-        self.stamp = now
         self.op = secrets.randbits(63)
-        self.size = bound
+        self.stamp = replace(now, name=f"{self.op:016x}")
+        self.record, self.size = basis, bound
+        self._sealing: Sealing | None = None
+        self.segments: dict[str, Segment | None] = {}
+        """What has to be stored, like the blobs, before the trial is written."""
+        self._make_room(limits.seal_bytes)
         self.changes: list[Change] = []
         self._traces: list[str | None] = []
         self.results: list[tuple[Request, Committed | Exception]] = []
@@ -131,10 +145,11 @@ class Trial:
         """What the change stream is going to say of it, once it has been written."""
         self.bytes = 0
         self.blobs: dict[Binary, bytes | None] = {}
-        """What has to be stored before the trial is written."""
+        self.lacking = Wanted()
+        """What the moves need of the agent's history and is not at hand: then the trial does not count."""
         self.rest: Sequence[Request] = ()
         for number, request in enumerate(batch):
-            if self.bytes > _FOLD_BYTES or not self._try(request, limit):
+            if self.bytes > _FOLD_BYTES or not self._try(request, limits.agent_bytes):
                 self.rest = batch[number:]
                 break
 
@@ -151,7 +166,7 @@ class Trial:
             document = self.record.document()
             self.event = Event(self.basis.id, _NOT_KNOWN_YET, document, whole=True)
             return InsertOne(document)
-        assigned = fold(self.changes)
+        assigned = fold([*([self._sealing.assigned] if self._sealing else []), *self.changes])
         update: dict[str, Any] = {"$set": {**assigned.sets, "last": last, f"ops.{slot}": self.op}}
         if assigned.drops:
             update["$unset"] = dict.fromkeys(sorted(assigned.drops), "")
@@ -188,6 +203,14 @@ class Trial:
             if isinstance(result, Committed) and result.record is unsealed:
                 self.results[number] = (request, Committed(self.record, result.answer, result.changed))
 
+    def _make_room(self, seal_bytes: int) -> None:
+        """Seal the basis's older steps when it has too many, so that the moves find room."""
+        if self.basis.exists and may_be_due(self.basis, self.size, seal_bytes):
+            self._sealing = seal(self.basis, seal_bytes, self.stamp.name)
+            if self._sealing is not None:
+                self.record, self.segments = self._sealing.record, dict(self._sealing.segments)
+            self.size = self.record.stored_bytes()
+
     def _try(self, request: Request, limit: int) -> bool:
         """Apply a request's move; False when its change has to wait for an update of its own."""
         try:
@@ -202,9 +225,13 @@ class Trial:
         except HoldfastError as error:
             self.results.append((request, error))
             return True
+        except NotAtHand as needs:  # the others may lack something, too: it is read for all of them at once
+            self.lacking |= needs.wanted
+            return True
         if change.kinds:
             self.changes.append(change)
             self.blobs |= change.blobs
+            self.segments |= change.segments
             self._traces.append(request.trace)
             self.record = change.record
         self.results.append((request, Committed(change.record, change.answer, changed=bool(change.kinds))))

@@ -44,6 +44,7 @@ from models.commit import IdempotencyRecord
 from models.entry import LogEntry
 from models.errors import Unavailable
 from models.event import Time
+from models.segment import StoredSegment
 from models.tenant import Key, Ticket
 
 Collection = AsyncCollection[dict[str, Any]]
@@ -57,7 +58,8 @@ _MAJORITY = ReadConcern("majority")
 _LINEARIZABLE = ReadConcern("linearizable")
 _ZSTD = {"wiredTiger": {"configString": "block_compressor=zstd"}}
 _DOCUMENTS: dict[str, type[Document]] = {
-    document.Settings.name: document for document in (Agent, Blob, Key, Ticket, IdempotencyRecord, LogEntry, Beat)
+    document.Settings.name: document
+    for document in (Agent, StoredSegment, Blob, Key, Ticket, IdempotencyRecord, LogEntry, Beat)
 }
 
 _SERVER_SELECTION_MS = 2_000
@@ -144,6 +146,8 @@ class Mongo:
     agents: Collection
     agents_raw: RawCollection
     agents_raw_linearizable: RawCollection
+    segments: Collection
+    segments_raw: RawCollection
     blobs: Collection
     idempotency: Collection
     keys: Collection
@@ -157,11 +161,14 @@ class Mongo:
         """The collections of the database `name`, with the concerns that the service's promises need."""
         database = client[name]
         agents = _collection(database, Agent.Settings.name)
+        segments = _collection(database, StoredSegment.Settings.name)
         return cls(
             client=client,
             agents=agents,
             agents_raw=agents.with_options(codec_options=_RAW),
             agents_raw_linearizable=agents.with_options(codec_options=_RAW, read_concern=_LINEARIZABLE),
+            segments=segments,
+            segments_raw=segments.with_options(codec_options=_RAW),
             blobs=_collection(database, Blob.Settings.name),
             idempotency=_collection(database, IdempotencyRecord.Settings.name),
             keys=_collection(database, Key.Settings.name),

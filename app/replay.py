@@ -17,6 +17,7 @@ from models.agreement import Written, differences, remark
 from models.entry import Entry, position, time_of
 from models.errors import NotFound
 from models.ids import agent_key
+from models.segment import INHERITED_VERSION, TREE_FIELDS, Descriptor, tree_of
 
 PATIENCE_SECONDS = 8.0
 """What a walk waits, all in all, for entries that are not in the log yet; an idle replica marks it every 5 s."""
@@ -27,6 +28,7 @@ _LOOKED_AT = {
     "last": 1,
     "created_at": 1,
     "deleted_at": 1,
+    "sealed": 1,
     "steps": {
         "$map": {
             "input": {"$cond": [{"$eq": [{"$type": "$steps"}, "object"]}, {"$objectToArray": "$steps"}, []]},
@@ -70,9 +72,9 @@ class Walk:
 
     async def judge(self, key: str) -> Verdict:
         """Hold an agent's document against its entries. Raises NotFound when there is neither; PyMongoError."""
-        written = await self._document(key)
-        behind = "" if written is None else await self._behind(key, written.version)
         try:
+            written = await self._document(key)
+            behind = "" if written is None else await self._behind(key, written.version)
             entries = [Entry.of(document) for document in await self._entries(key)]
             if written is None:
                 return await self._without_document(key, entries)
@@ -119,8 +121,19 @@ class Walk:
         if found is None:
             return None
         steps = {step["id"]: step.get("version", 0) for step in found["steps"]}
+        steps |= await self._sealed_steps(found.get("sealed", {}))
         deleted = found.get("deleted_at") is not None
         return Written(key, found["version"], found.get("last", {}), steps, found.get("created_at"), deleted)
+
+    async def _sealed_steps(self, sealed: Mapping[str, Any]) -> dict[str, int]:
+        """The versions of the steps that an agent sees in its segments."""
+        keeps = {kept["id"]: Descriptor.read(kept) for kept in sealed.values()}
+        found: dict[str, int] = {}
+        # unscoped: the keys begin with the tenant
+        async for document in self._mongo.segments.find({"_id": {"$in": list(keeps)}}, TREE_FIELDS):
+            kept, tree = keeps[document["_id"]], tree_of(document)
+            found |= {step: INHERITED_VERSION if kept.inherited else tree[step].version for step in kept.seen(tree)}
+        return found
 
     async def _entries(self, key: str) -> list[dict[str, Any]]:
         tenant, _, agent = key.partition(":")

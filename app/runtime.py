@@ -25,6 +25,7 @@ from app.filling import Filling
 from app.mongo import Mongo, open_client
 from app.reads import Reads
 from app.scribe import Scribe
+from app.segments import Segments
 from app.store import Store
 from app.streams import Streams
 from app.tasks import end
@@ -70,13 +71,14 @@ class Runtime:
         self.scribe = Scribe(self.changes, clock)
         observer = _Heard(self.cache, self.scribe)
         self.blobs = Blobs(self.mongo, limit_bytes=settings.blob_bytes, seconds=seconds)
-        self.filling = Filling(self.blobs)
-        self.store = Store(self.mongo, settings, clock, self.metrics, self.tracing, observer, self.blobs)
+        self.segments = Segments(self.mongo, limit_bytes=settings.segment_bytes, seconds=seconds)
+        self.filling = Filling(self.blobs, self.segments)
+        self.store = Store(self.mongo, settings, clock, self.metrics, self.tracing, observer, self.blobs, self.segments)
         self.reads = Reads(self.store, self.cache, clock, self.metrics)
         self.streams = Streams(self.feed, self.reads, self.changes, self.scribe, self.filling)
         self.keys = Keys(self.mongo, clock, seconds=seconds)
         vault = open_vault(settings.secret_keys, settings.data)
-        self.agents = Agents(self.store, self.reads, vault, settings, clock)
+        self.agents = Agents(self.store, self.reads, self.segments, vault, settings, clock)
         self.watcher = Watcher(
             self.mongo, self.cache, self.feed, self.changes, self.scribe, clock, self.metrics, self.tracing
         )
@@ -113,7 +115,10 @@ class Runtime:
             metrics.tell(f"cache_{name}", f"Cache: {name}.", partial(getattr, tally, name))
         metrics.show("cache_agents", "Agents in memory to answer from.", lambda: len(self.cache))
         metrics.show("cache_bytes", "Bytes that they are counted as.", lambda: self.cache.bytes)
-        metrics.show("blob_bytes", "JSON bytes of values stored apart that are in memory.", lambda: self.blobs.bytes)
+        metrics.show(
+            "blob_bytes", "JSON bytes of values stored apart that are in memory.", lambda: self.blobs.bytes_held
+        )
+        metrics.show("segment_bytes", "Bytes of sealed steps in memory.", lambda: self.segments.bytes_held)
         metrics.show("feed_subscribers", "Feeds open on this replica.", lambda: feed.count)
         metrics.tell("feed_gaps", "Feeds closed with a gap.", lambda: feed.gaps)
         metrics.tell("log_entries", "Entries written to the change log.", lambda: scribe.written)

@@ -42,11 +42,13 @@ from app.blobs import Blobs
 from app.bulk import BulkWriter, Outcome
 from app.clock import Clock
 from app.config import Settings
-from app.lanes import Committed, Lane, Move, Once, Request, Trial
+from app.lanes import Committed, Lane, Limits, Move, Once, Request, Trial
 from app.mongo import Mongo, Write, decoded, unavailable_when_failing
+from app.segments import Gone, Segments
 from app.telemetry import Metrics, get_logger
 from app.tracing import Tracing, current_traceparent
 from models.agent import AgentRecord
+from models.blob import Damaged
 from models.change import OP_SLOTS, Stamp
 from models.commit import Guard, Reply
 from models.errors import (
@@ -57,6 +59,7 @@ from models.errors import (
     Unavailable,
 )
 from models.event import Event, Time
+from models.history import Wanted
 from models.tenant import Scope
 
 KEPT_FOR = timedelta(hours=24)
@@ -91,9 +94,12 @@ class Store:
         tracing: Tracing,
         observer: Observer,
         blobs: Blobs,
+        segments: Segments,
     ) -> None:
         self._mongo = mongo
         self._blobs = blobs
+        self._segments = segments
+        self._limits = Limits(settings.agent_limit_bytes, settings.seal_over_bytes)
         self._tracing = tracing
         self._observer = observer
         self._settings = settings
@@ -249,9 +255,12 @@ class Store:
                 continue
             if replayed or not (batch := _awaited(batch)):  # answered, or told meanwhile that nothing was written
                 return
-            trial = Trial(lane.basis, lane.bound, batch, self._stamp(batch[0]), self._settings.agent_limit_bytes)
-            if trial.writes(certain=certain):
-                if not await self._blobs_stored(trial):
+            trial = Trial(lane.basis, lane.bound, batch, self._stamp(batch[0]), self._limits)
+            if trial.lacking:
+                if not await self._supplied(lane, lane.basis, trial.lacking):
+                    await backoff.pause()
+            elif trial.writes(certain=certain):
+                if not await self._apart_stored(trial):
                     await backoff.pause()
                     continue
                 certain = False
@@ -280,7 +289,7 @@ class Store:
             for request in doubtless:  # what an earlier transaction left unknown stays so
                 request.sent = outcome is Outcome.UNKNOWN
             return False
-        self._remember(lane, trial.record, trial.size)
+        self._remember(lane, trial.record.bare(), trial.size)
         if trial.event is not None:
             self._observer.wrote(trial.event)
         self._count(trial)
@@ -299,7 +308,7 @@ class Store:
             if not backoff.pauses:
                 self._metrics.unknown.inc()
             await backoff.pause()
-            while not await self._blobs_stored(trial):
+            while not await self._apart_stored(trial):
                 await backoff.pause()
         self._remember(lane, None)
         if outcome is Outcome.REFUSED:
@@ -312,14 +321,28 @@ class Store:
             self._metrics.settled.labels(outcome.value).inc()
         return outcome
 
-    async def _blobs_stored(self, trial: Trial) -> bool:
+    async def _apart_stored(self, trial: Trial) -> bool:
         """Store what the trial refers to, anew whenever it is sent, so that nobody removes it meanwhile."""
-        if not trial.blobs:
-            return True
         try:
             await self._blobs.store(trial.basis.tenant, trial.blobs)
+            await self._segments.store(trial.segments)
         except PyMongoError:
             return False
+        return True
+
+    async def _supplied(self, lane: Lane, basis: AgentRecord, wanted: Wanted) -> bool:
+        """Let the lane's basis have what is wanted of its history; False when the database does not answer.
+
+        Raises Damaged when it is not there, though the agent is.
+        """
+        try:
+            self._remember(lane, await self._segments.supplied(basis, wanted), lane.bound)
+        except Unavailable:
+            return False
+        except Gone as error:
+            await self._refresh(lane, strong=True)
+            if lane.basis is not None and lane.basis.version == basis.version:
+                raise Damaged(str(error)) from error
         return True
 
     async def _settled(self, lane: Lane, trial: Trial) -> Outcome:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from app.backoff import Backoff
@@ -20,12 +20,12 @@ from app.feed import Feed, Item, Over, Subscription, log_topic
 from app.filling import Filling
 from app.reads import Freshness, Reads
 from app.scribe import Scribe
+from app.segments import Gone
 from models.agent import AgentRecord
 from models.blob import Damaged
 from models.change import DELETED
 from models.entry import Entry, position, time_of
 from models.errors import FeedGap, HoldfastError, NotFound, Unavailable
-from models.ids import ROOT
 from models.news import News, snapshot_of, steps_since
 from models.results import workspace_at
 from models.tenant import Scope
@@ -76,9 +76,7 @@ class Streams:
             record = await self._reads.caught_up(scope, agent)
             if since is not None and since > record.version:
                 record = (await self._reads.agent(scope, agent, Freshness(strong=True))).record
-            past = deque([] if since is None else steps_since(record, since))
-            past.append(News(record.version, (snapshot_of(record),)))
-            items = self._agent_items(scope, agent, record, past, heard, _Pulse(beat_seconds))
+            items = self._agent_items(scope, agent, record, since, heard, _Pulse(beat_seconds))
             return Stream(items, heard, stack.pop_all())
 
     async def of_log(self, scope: Scope, query: LogQuery, *, after: str | None, beat_seconds: float) -> Stream:
@@ -104,14 +102,16 @@ class Streams:
         scope: Scope,
         agent: str,
         record: AgentRecord,
-        past: deque[News],
+        since: int | None,
         heard: Subscription[Any],
         pulse: _Pulse,
     ) -> AsyncIterator[Told]:
-        """The past, let go of as it is read, then the news after it."""
-        version = past[-1].version
-        while past:
-            yield Item(await self._filled(record, past.popleft()), 0)
+        """The steps since a version, if one is given, where the agent stands, then the news after that."""
+        if since is not None:
+            async for news in self._past(record, since):
+                yield Item(await self._filled(record, news), 0)
+        version = record.version
+        yield Item(News(version, (snapshot_of(record),)), 0)
         del record
         while True:
             item: Item[News] | None = await heard.next(pulse.left())
@@ -127,6 +127,17 @@ class Streams:
             yield item
             if item.value.told and item.value.told[-1][0] == DELETED:
                 return
+
+    async def _past(self, record: AgentRecord, since: int) -> AsyncIterator[News]:
+        """The steps that came after a version, a page at a time. Raises FeedGap when they are gone meanwhile."""
+        after: int | None = 0
+        while after is not None:
+            try:
+                page, after = await self._filling.asked(record, partial(steps_since, version=since, after=after))
+            except Gone as error:
+                raise _gone() from error
+            for news in page:
+                yield news
 
     async def _complete(self, scope: Scope, agent: str, item: Item[News]) -> bool:
         """Put into the news what its event did not hold, once for all readers; False while the database is away.
@@ -161,13 +172,13 @@ class Streams:
         """The news with what is stored apart. Raises FeedGap when its steps are not the agent's any more."""
         if not news.bytes_apart:
             return news
-        if news.has_prompts and any(kind == "step" and not _is_of(record, data) for kind, data in news.told):
-            raise _gone()
         try:
+            if news.has_prompts and not await self._filling.asked(record, partial(_has_steps_of, news=news)):
+                raise _gone()
             return replace(
                 news, told=tuple([(kind, await self._filling.values(record, data)) for kind, data in news.told])
             )
-        except Damaged as error:
+        except (Damaged, Gone) as error:
             raise _gone() from error
 
     async def _find_workspace(self, scope: Scope, agent: str, item: Item[News]) -> None:
@@ -177,20 +188,17 @@ class Streams:
             return
         try:
             record = (await self._reads.agent(scope, agent, Freshness(min_version=news.version))).record
-        except HoldfastError:
+            workspace = await self._filling.asked(record, partial(workspace_at, leaf=news.moved_to))
+        except (HoldfastError, KeyError, Gone):
             return
-        if news.moved_to in record.steps or news.moved_to == ROOT:
-            workspace = workspace_at(record, record.path(news.moved_to))
-            told = tuple(
-                (kind, {**data, "workspace": workspace} if kind == "head" else data) for kind, data in news.told
-            )
-            item.value = replace(news, told=told, moved_to=None)
+        told = tuple((kind, {**data, "workspace": workspace} if kind == "head" else data) for kind, data in news.told)
+        item.value = replace(news, told=told, moved_to=None)
 
 
-def _is_of(record: AgentRecord, step: Mapping[str, Any]) -> bool:
-    """Whether a step that was told is still the agent's: it may be cleared, and another have its id."""
-    body = record.steps.get(step["id"])
-    return body is not None and body["version"] == step["version"]
+def _has_steps_of(record: AgentRecord, news: News) -> bool:
+    """Whether the steps that are told are still the agent's: it may be cleared, and others have their ids."""
+    steps = [data for kind, data in news.told if kind == "step"]
+    return all(record.has(step["id"]) and record.node(step["id"]).version == step["version"] for step in steps)
 
 
 def _gone() -> FeedGap:

@@ -15,6 +15,7 @@ from app.api.bodies import CreateBody, DelegateBody, ForkBody, PatchBody
 from app.api.call import AgentId, Caller, Reading, Verbs, Writing
 from app.api.paging import DEFAULT_LIMIT, MAX_LIMIT, agent_after, agents_cursor
 from app.api.routes import DRIVE, IMPORT, LIST, READ, WRITE, gone
+from app.filling import ByPart
 from app.lanes import Committed
 from app.telemetry import get_logger
 from models.agent import AgentRecord
@@ -22,7 +23,7 @@ from models.errors import InvalidRequest, NotFound
 from models.execution import State
 from models.profile import masked
 from models.results import workspace_at
-from models.snapshot import Snapshot, snapshot_of
+from models.snapshot import Snapshot, frame_of, parts_of, results_in, steps_in, workspaces_in
 
 Limit = Annotated[int, QueryParameter(ge=1, le=MAX_LIMIT)]
 StepsLimit = Annotated[int, QueryParameter(ge=0, le=10_000, description="The newest ones, when there are more.")]
@@ -51,6 +52,11 @@ def _shown_delegate(record: AgentRecord) -> dict[str, Any]:
     if delegate is None:
         raise NotFound("The agent has no delegate.")
     return delegate
+
+
+def _exported(record: AgentRecord) -> dict[str, Any]:
+    parts = {"steps": steps_in, "results": results_in, "workspaces": workspaces_in}
+    return {**frame_of(record), **{name: ByPart(parts_of, items) for name, items in parts.items()}}
 
 
 def _listed(record: AgentRecord) -> orjson.Fragment:
@@ -147,7 +153,7 @@ class AgentRoutes(Controller):
 
     @get("/{agent_id:str}/workspace", **READ, summary="Read the workspace seen from HEAD")
     async def workspace(self, agent_id: AgentId, reading: Reading) -> Answer[Any]:
-        return await reading.answer(agent_id, lambda record: workspace_at(record, record.path()))
+        return await reading.answer(agent_id, lambda record: workspace_at(record, record.head))
 
     @put("/{agent_id:str}/workspace", **DRIVE, summary="Bind a workspace to HEAD")
     async def put_workspace(
@@ -157,7 +163,7 @@ class AgentRoutes(Controller):
 
     @get("/{agent_id:str}/export", **READ, summary="Export the agent as one JSON snapshot")
     async def export(self, agent_id: AgentId, reading: Reading) -> Answer[Snapshot]:
-        return await reading.answer_in_pieces(agent_id, snapshot_of)
+        return await reading.answer_in_pieces(agent_id, _exported)
 
     @post("/import", **IMPORT, summary="Make an agent from a snapshot")
     async def take_in(self, data: JSONBody[Snapshot], posted: Writing, agents: Verbs) -> Answer[shapes.Agent]:

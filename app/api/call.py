@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from litestar import Request
@@ -11,7 +11,7 @@ from litestar.di import NamedDependency, Provide
 from litestar.params import FromPath
 
 from app.agents import Agents, Terms
-from app.api.answers import Answer, Pieces, Show, as_response, etag, reply
+from app.api.answers import Answer, Pieces, Show, as_response, encode, etag
 from app.api.headers import (
     CacheControl,
     FencingToken,
@@ -28,9 +28,11 @@ from app.api.headers import (
 from app.filling import Filling
 from app.lanes import Committed, Encode, Once
 from app.reads import Freshness, Seen
+from app.segments import Gone
 from app.streams import Streams
 from app.tenancy import Keys
 from models.agent import AgentRecord
+from models.blob import Damaged
 from models.commit import Guard, Reply
 from models.tenant import Scope
 
@@ -50,37 +52,57 @@ class ReadCall:
     async def answer(self, agent: str, show: Callable[[AgentRecord], Any]) -> Answer[Any]:
         """What `show` makes of the agent."""
 
-        async def shown(record: AgentRecord) -> Any:
-            return show(record)
+        async def shown(record: AgentRecord) -> bytes:
+            known, value = await self.filling.asked(record, lambda known: (known, show(known)))
+            return await self.filling.encoded(known, value)
 
-        return await self.answer_with(agent, shown)
+        return await self._answered(agent, shown)
 
-    async def answer_with(self, agent: str, show: Callable[[AgentRecord], Awaitable[Any]]) -> Answer[Any]:
-        """The same, where that takes more than the record."""
-        seen = await self.agents.get(self.caller, agent, self.freshness)
-        shown = reply(await show(seen.record), seen.record.version, Age=_age(seen))
-        if (known := self._known(seen)) is not None:
-            return known
-        return as_response(await shown.encoded(seen.record, self.filling))
+    async def answer_filled(
+        self, agent: str, show: Callable[[AgentRecord], tuple[Mapping[str, Any], Callable[[Any], Any]]]
+    ) -> Answer[Any]:
+        """What is made of stored values as they were given: `show` names the values, and says what to do with them."""
+
+        async def shown(record: AgentRecord) -> bytes:
+            known, (stored, made) = await self.filling.asked(record, lambda known: (known, show(known)))
+            return encode(made(await self.filling.values(known, stored)))
+
+        return await self._answered(agent, shown)
 
     async def answer_in_pieces(self, agent: str, show: Callable[[AgentRecord], Mapping[str, Any]]) -> Answer[Any]:
-        """The same, sent while it is encoded: for what may be as long as the agent is."""
+        """The same as `answer`, sent while it is encoded: for what may be as long as the agent is."""
         seen = await self.agents.get(self.caller, agent, self.freshness)
         if (known := self._known(seen)) is not None:
             return known
-        pieces = self.filling.pieces(seen.record, show(seen.record))
-        return Pieces(pieces, {"ETag": etag(seen.record.version), "Age": _age(seen)})
+        return Pieces(self.filling.pieces(seen.record, show(seen.record)), _headers(seen))
+
+    async def _answered(self, agent: str, shown: Callable[[AgentRecord], Awaitable[bytes]]) -> Answer[Any]:
+        """The answer, from the agent as it is now when it lost its history since it was read."""
+        seen = await self.agents.get(self.caller, agent, self.freshness)
+        try:
+            body = await shown(seen.record)
+        except Gone as error:
+            version = seen.record.version
+            seen = await self.agents.get(self.caller, agent, Freshness(strong=True))
+            if seen.record.version == version:
+                raise Damaged(str(error)) from error
+            body = await shown(seen.record)
+        if (known := self._known(seen)) is not None:
+            return known
+        return as_response(Reply(200, body, _headers(seen)))
 
     def _known(self, seen: Seen) -> Answer[Any] | None:
         """304 for a caller who has that version."""
-        tag = etag(seen.record.version)
-        if not matches(self.if_none_match, tag):
-            return None
-        return Answer(b"", status_code=304, headers={"ETag": tag, "Age": _age(seen)})
+        headers = _headers(seen)
+        return Answer(b"", status_code=304, headers=headers) if matches(self.if_none_match, headers["ETag"]) else None
 
 
-def _age(seen: Seen) -> str:
-    return str(int(seen.age))
+def _headers(seen: Seen) -> dict[str, str]:
+    return {"ETag": etag(seen.record.version), "Age": str(int(seen.age))}
+
+
+def _of(committed: Committed, record: AgentRecord) -> Committed:
+    return replace(committed, record=record)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +117,10 @@ class WriteCall:
 
     async def answer(self, verb: Callable[[Terms], Awaitable[Committed]], show: Show) -> Answer[Any]:
         async def encode(committed: Committed) -> Reply:
-            return await show(committed).encoded(committed.record, self.filling)
+            known, shown = await self.filling.asked(
+                committed.record, lambda known: (known, show(_of(committed, known)))
+            )
+            return await shown.encoded(known, self.filling)
 
         committed = await verb(Terms(self.guard, await self._once(encode)))
         return as_response(committed.replay or await encode(committed))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from app.api import views
 from app.api.answers import JSON, etag
 from app.cache import Entry
 from app.filling import Filling
+from models.agent import AgentRecord
 from models.listing import ANSWER_BYTES
 from models.packing import bytes_apart
+from models.path import upwards
 from models.results import workspace_at
 
 _STEPS_HEAD = b',"steps":['
@@ -43,20 +46,23 @@ def show(entry: Entry, held: Shown | None, filling: Filling) -> Shown:
 
     Raises NotHeld when it takes values that are stored apart and not in memory.
     """
-    record = entry.record
-    path = record.path()
+    return filling.asked_now(entry.record, lambda record: _show(record, held, filling))
+
+
+def _show(record: AgentRecord, held: Shown | None, filling: Filling) -> Shown:
+    path = list(islice(upwards(record, record.head), views.STEPS_LIMIT + 1))[::-1]
     kept, apart, steps = 0, 0, memoryview(b"")
-    if held is not None and 0 < held.count <= len(path) and record.steps[path[held.count - 1]] is held.newest:
+    if held is not None and 0 < held.count <= len(path) and record.body(path[held.count - 1]) is held.newest:
         kept, apart, steps = held.count, held.apart, memoryview(held.body)[held.steps_from : held.steps_to]
-    apart += sum(bytes_apart(record.steps[step]) for step in path[kept:])
+    apart += sum(bytes_apart(record.body(step)) for step in path[kept:])
     if len(path) > views.STEPS_LIMIT or apart > ANSWER_BYTES:
         return _shown(record.version, filling.encoded_now(record, views.agent(record)), (0, 0), 0, 0, None)
-    fields = filling.encoded_now(record, {**views.summary(record), "workspace": workspace_at(record, path)})
+    fields = filling.encoded_now(record, {**views.summary(record), "workspace": workspace_at(record, record.head)})
     added = memoryview(filling.encoded_now(record, [record.step(step) for step in path[kept:]]))[1:-1]
     between = b"," if steps and added else b""
     body = b"".join((memoryview(fields)[:-1], _STEPS_HEAD, steps, between, added, _STEPS_TAIL))
     start = len(fields) - 1 + len(_STEPS_HEAD)
-    newest = record.steps[path[-1]] if path else None
+    newest = record.body(path[-1]) if path else None
     return _shown(record.version, body, (start, len(body) - len(_STEPS_TAIL)), len(path), apart, newest)
 
 

@@ -38,7 +38,7 @@ def frame(event: str, data: Any, *, last_id: str | None = None) -> bytes:
 
 def news_frame(news: News) -> bytes:
     """The events of one version; only the last carries the id, so that a cut in between repeats them all."""
-    last = len(news.told) - 1
+    last = -1 if news.goes_on else len(news.told) - 1
     return b"".join(
         frame(kind, data, last_id=str(news.version) if number == last else None)
         for number, (kind, data) in enumerate(news.told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -15,14 +16,17 @@ from app.api.bodies import BranchBody, HeadBody, ResultBody, RevertBody, StepBat
 from app.api.call import AgentId, Reading, Verbs, Writing
 from app.api.paging import DEFAULT_LIMIT, steps_cursor, steps_window
 from app.api.routes import APPEND, DRIVE, READ, gone
+from app.filling import ByPart
 from app.lanes import Committed
-from models.agent import AgentRecord, Step
+from models.agent import AgentRecord
 from models.errors import NotFound
 from models.ids import ROOT, plain_name
 from models.json import difference
 from models.listing import Window, page_of
-from models.results import Result, visible_results
-from models.tree import branch_names, compare, resolve
+from models.path import Stretch, stretches
+from models.results import AT_ROOT, Result, result_of, results_in
+from models.segment import Step
+from models.tree import Comparison, branch_names, compare, resolve
 
 
 def _appended(committed: Committed) -> Unsent:
@@ -41,8 +45,9 @@ def _branches(record: AgentRecord) -> dict[str, Any]:
 
 
 def _window(record: AgentRecord, view: str, ref: str | None, turn: str | None, after: int) -> Window:
-    leaf = resolve(record, ref or "HEAD") if view == "path" or ref is not None else None
-    return Window(leaf, turn, after)
+    if ref is not None:
+        return Window(resolve(record, ref), turn, after)
+    return Window(record.head if view == "path" else None, turn, after)
 
 
 def _page(record: AgentRecord, window: Window, limit: int) -> dict[str, Any]:
@@ -63,8 +68,21 @@ def _keyed(key: str, result: Result) -> dict[str, Any]:
     return {"key": key, "step_id": result.step_id, "result": result.result}
 
 
+def _compared(found: Comparison) -> tuple[dict[str, Any], Callable[[Any], dict[str, Any]]]:
+    left, right = found.workspaces
+    lie = {"merge_base": found.merge_base, "only_from": found.only_from, "only_to": found.only_to}
+    return {"from": left, "to": right}, lambda filled: {**lie, "workspace": difference(filled["from"], filled["to"])}
+
+
+def _ways_up(record: AgentRecord) -> list[Stretch]:
+    return [*stretches(record, record.head), AT_ROOT]
+
+
+_RESULTS = ByPart(_ways_up, lambda record, part: results_in(record, part).items(), keyed=True)
+
+
 def _result(record: AgentRecord, key: str) -> dict[str, Any]:
-    found = visible_results(record).get(key)
+    found = result_of(record, key)
     if found is None:
         raise NotFound(f"No result of '{key[:64]}' is seen from HEAD.")
     return _keyed(key, found)
@@ -152,18 +170,7 @@ class StepRoutes(Controller):
         start: Annotated[str, QueryParameter(name="from", description="Step id, branch or HEAD.")],
         end: Annotated[str, QueryParameter(name="to", description="Step id, branch or HEAD.")] = "HEAD",
     ) -> Answer[shapes.Difference]:
-        async def difference_of(record: AgentRecord) -> dict[str, Any]:
-            found = compare(record, start, end)
-            left, right = found.workspaces
-            filled = await reading.filling.values(record, {"from": left, "to": right})
-            return {
-                "merge_base": found.merge_base,
-                "only_from": found.only_from,
-                "only_to": found.only_to,
-                "workspace": difference(filled["from"], filled["to"]),
-            }
-
-        return await reading.answer_with(agent_id, difference_of)
+        return await reading.answer_filled(agent_id, lambda record: _compared(compare(record, start, end)))
 
     @post("/revert", **DRIVE, status_code=200, summary="Put HEAD before a turn")
     async def revert(
@@ -190,7 +197,7 @@ class StepRoutes(Controller):
 
     @get("/results", **READ, summary="Read the results seen from HEAD")
     async def results(self, agent_id: AgentId, reading: Reading) -> Answer[shapes.Results]:
-        return await reading.answer(agent_id, lambda record: {"results": visible_results(record)})
+        return await reading.answer_in_pieces(agent_id, lambda _: {"results": _RESULTS})
 
     @get("/results/{key:str}", **READ, summary="Read the result of a key seen from HEAD")
     async def result(self, agent_id: AgentId, key: FromPath[str], reading: Reading) -> Answer[shapes.Result]:

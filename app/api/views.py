@@ -43,7 +43,7 @@ def agent(record: AgentRecord, view: StepsView = "path", limit: int = STEPS_LIMI
     before = None if cut is None or view == "none" else steps_cursor(Window(leaf, until=cut))
     return {
         **summary(record),
-        "workspace": workspace_at(record, record.path()),
+        "workspace": workspace_at(record, record.head),
         "steps": [record.step(step) for step in steps],
         "steps_before": before,
     }

@@ -54,11 +54,12 @@ def _consistent(*, repair: bool) -> bool:
 
     async def work(runtime: Runtime) -> bool:
         with progress() as bars:
-            agents, values = bars.add_task("agents", total=None), bars.add_task("values", total=None)
+            tasks = {name: bars.add_task(name, total=None) for name in ("agents", "segments", "values")}
 
             def told(counts: Counts) -> None:
-                bars.update(agents, completed=counts.agents, total=max(counts.of_agents, counts.agents))
-                bars.update(values, completed=counts.values, total=max(counts.of_values, counts.values))
+                for name, task in tasks.items():
+                    done, of = getattr(counts, name), getattr(counts, f"of_{name}")
+                    bars.update(task, completed=done, total=max(of, done))
 
             fsck = Fsck(runtime.mongo, told)
             wrong = mended = 0
@@ -69,7 +70,8 @@ def _consistent(*, repair: bool) -> bool:
                 else:
                     wrong += 1
                     answer(f"wrong  {found}")
-        looked_at = f"{fsck.counts.agents} agents and {fsck.counts.values} values looked at"
+        counts = fsck.counts
+        looked_at = f"{counts.agents} agents, {counts.segments} segments and {counts.values} values looked at"
         answer(f"{'wrong ' if wrong else 'ok    '} {looked_at}, {wrong} flaws, {mended} mended")
         return wrong == 0
 

@@ -10,6 +10,7 @@ import orjson
 
 from app.agents import Terms
 from app.runtime import Runtime
+from models.path import path
 from models.tenant import ANONYMOUS
 from scripts.bench.lab import Lab
 from scripts.bench.report import Bound, Finding, Row
@@ -48,7 +49,7 @@ async def _measured(runtime: Runtime, steps: int) -> list[Row]:
         step: dict[str, Any] = {"role": "agent", "content": "done", "input_messages": context}
         record = (await runtime.agents.append(ANONYMOUS, agent, [step], Terms(), advance_head=True)).record
     assert record is not None
-    read = orjson.loads(await runtime.filling.encoded(record, [record.step(step) for step in record.path()]))
+    read = orjson.loads(await runtime.filling.encoded(record, [record.step(step) for step in path(record)]))
     assert [step["input_messages"] for step in read] == contexts
     stored = sum([await _stored(runtime, name) for name in ("agents", "blobs")])
     new = len(orjson.dumps(contexts[-1]))

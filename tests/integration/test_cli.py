@@ -268,7 +268,7 @@ def test_fsck_finds_what_is_broken_and_repairs_what_is_safe(holdfast: Call, data
     agent = holdfast("import", str(trace)).stdout.split()[0]
     sound = holdfast("doctor", "--fsck")
     assert sound.returncode == 0
-    assert "1 agents and 1 values looked at, 0 flaws" in sound.stdout
+    assert "1 agents, 0 segments and 1 values looked at, 0 flaws" in sound.stdout
     server = EmbeddedServer(data)
     with MongoClient[Any](server.start()) as client:
         client["holdfast"]["agents"].update_one({}, {"$set": {"step_count": 9, "branches.side": "nowhere"}})
@@ -288,11 +288,11 @@ def test_collect_removes_what_nothing_refers_to(holdfast: Call, data: Path, tmp_
     trace = tmp_path / "chat.json"
     trace.write_text('[{"role": "user", "content": "' + "x" * 40_000 + '"}]')
     holdfast("import", str(trace))
-    assert holdfast("collect").stdout == "1 values, 0 removed, 0 bytes\n"
+    assert holdfast("collect").stdout == "1 segments and values, 0 removed, 0 bytes\n"
     with MongoClient[Any](EmbeddedServer(data).start()) as client:
         client["holdfast"]["agents"].delete_many({})
     brief = {"HOLDFAST_DEADLINE_SECONDS": "0.5", "HOLDFAST_COLLECT_WAIT_SECONDS": "1"}
-    assert re.match(r"1 values, 1 removed, \d\d+ bytes\n", holdfast("collect", **brief).stdout)
+    assert re.match(r"1 segments and values, 1 removed, \d\d+ bytes\n", holdfast("collect", **brief).stdout)
     refused = holdfast("collect", HOLDFAST_COLLECT_WAIT_SECONDS="1")
     assert (refused.returncode, "at least twice" in refused.stderr) == (1, True)
 

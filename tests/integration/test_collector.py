@@ -23,6 +23,7 @@ from app.runtime import Runtime, running
 from models.blob import key_of
 from models.errors import NotFound, Unavailable
 from models.packing import references
+from models.path import path
 from models.prompt import PROMPT
 from models.tenant import Right, Scope
 from tests.harness import rounds
@@ -77,7 +78,7 @@ async def referred(runtime: Runtime) -> set[str]:
 async def whole(runtime: Runtime, agent: str, scope: Scope = ANN) -> Any:
     """All of an agent, with what is stored apart."""
     record = (await runtime.agents.get(scope, agent, Freshness(strong=True))).record
-    shown = {"steps": [record.step(step) for step in record.path()], "results": record.results}
+    shown = {"steps": [record.step(step) for step in path(record)], "results": record.results}
     return orjson.loads(await runtime.filling.encoded(record, shown))
 
 

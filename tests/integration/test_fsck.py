@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,26 @@ class Place:
 
 @pytest_asyncio.fixture
 async def place(tmp_path: Path, mongo_uri: str) -> AsyncIterator[Place]:
-    settings = Settings(mongodb_database=f"test_{uuid4().hex[:12]}", data=tmp_path, inline_bytes=1000)
+    async with _place(tmp_path, mongo_uri) as found:
+        yield found
+
+
+@pytest_asyncio.fixture
+async def grown(tmp_path: Path, mongo_uri: str) -> AsyncIterator[Place]:
+    """The same, with older steps sealed: a segment with side branches, and one that is a line; a fork shares them."""
+    async with _place(tmp_path, mongo_uri, seal_bytes=1500) as found:
+        agents = found.runtime.agents
+        for number in range(30):
+            step: Any = {"id": f"n{number}", "role": "agent", "content": "c" * 200}
+            await agents.append(ANN, found.agent, [step], Terms(), advance_head=True)
+        await agents.put_result(ANN, found.agent, "late", "s1", 1, Terms())
+        await agents.fork(ANN, found.agent, Terms(), at="n7", name=None)
+        yield found
+
+
+@asynccontextmanager
+async def _place(data: Path, mongo_uri: str, **chosen: Any) -> AsyncIterator[Place]:
+    settings = Settings(mongodb_database=f"test_{uuid4().hex[:12]}", data=data, inline_bytes=1000, **chosen)
     async with running(settings, mongo_uri) as runtime:
         agents = runtime.agents
         spec = {"workspace": {"w": "x" * 1200}, "labels": {"team": "blue"}}
@@ -189,3 +209,72 @@ async def test_mending_twice_changes_nothing_more(place: Place) -> None:
     (found,) = [one async for one in Fsck(place.runtime.mongo).findings()]
     assert await mend(place.runtime.store, found)
     assert not await mend(place.runtime.store, found)
+
+
+async def test_sealed_agents_and_their_forks_are_consistent(grown: Place) -> None:
+    fsck = Fsck(grown.runtime.mongo)
+    await grown.runtime.scribe.caught_up()
+    assert [found async for found in fsck.findings()] == []
+    assert fsck.counts.segments == fsck.counts.of_segments > 3
+    kept = list((await grown.document())["sealed"].values())
+    assert {one["chain"] for one in kept} == {True, False}
+
+
+DESCRIBED: dict[str, tuple[dict[str, Any], str]] = {
+    "too many steps": ({"count": 99}, "says of its segment"),
+    "another end": ({"last": "s1"}, "says of its segment"),
+    "another beginning": ({"parent": "nowhere"}, "is not the line that it says"),
+    "another highest seq": ({"to_seq": 10**6}, "says of its segment"),
+    "an older version": ({"to_version": 1}, "says of its segment"),
+    "no such segment": ({"id": "acme:x:y"}, "its segment acme:x:y is not there"),
+    "something unreadable": ({"from_seq": "x"}, "it can't be read"),
+}
+
+
+@pytest.mark.parametrize("case", DESCRIBED)
+async def test_descriptors_that_are_not_so_are_found(grown: Place, case: str) -> None:
+    change, told = DESCRIBED[case]
+    sealed = (await grown.document())["sealed"]
+    lines = [number for number, kept in sealed.items() if kept["chain"]]
+    await grown.set(sealed={**sealed, lines[-1]: {**sealed[lines[-1]], **change}})
+    found = await grown.flaws()
+    assert any(grown.key in flaw and told in flaw for flaw in found), found
+
+
+DAMAGED: dict[str, tuple[dict[str, Any], str]] = {
+    "another tenant": ({"tenant": "rivals"}, "its tenant are not"),
+    "another tree": ({"seqs": []}, "its seqs are not"),
+    "turns that nobody finds": ({"turns.0": "other"}, "its turns are not"),
+    "no steps": ({"steps": {}}, "nothing is seen"),
+    "a result of nothing": ({"results.nowhere": {"k": 1}}, "results are bound to 'nowhere'"),
+    "a reference to nothing": ({"results.nowhere": {"k": Binary(bytes(40), REFERENCE)}}, "refers to the value"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+async def test_damaged_segments_are_found(grown: Place, case: str) -> None:
+    change, told = DAMAGED[case]
+    await grown.runtime.mongo.segments.update_one({}, {"$set": change})
+    found = await grown.flaws()
+    assert any(told in flaw for flaw in found), found
+
+
+async def test_steps_sealed_and_not_sealed_are_found(grown: Place) -> None:
+    """A step may not be older than one that is sealed, nor hang from one that is nowhere."""
+    sealed = (await grown.document())["sealed"]
+    first = sealed.pop(min(sealed, key=int))
+    await grown.set(sealed=sealed)
+    found = await grown.flaws()
+    assert any("hangs from" in flaw and "which is not there" in flaw for flaw in found), found
+    assert any("step_count" in flaw for flaw in found), found
+    await grown.set(sealed={**sealed, str(first["from_seq"]): first}, steps__n29__seq=1)
+    assert any("older than one that is sealed" in flaw for flaw in await grown.flaws())
+
+
+async def test_what_follows_from_a_sealed_agent_is_mended(grown: Place) -> None:
+    await grown.set(step_count=7)
+    fsck = Fsck(grown.runtime.mongo)
+    mended = [found async for found in fsck.findings() if await mend(grown.runtime.store, found)]
+    assert len(mended) == 1
+    assert await grown.flaws() == []
+    assert (await grown.document())["step_count"] == 34

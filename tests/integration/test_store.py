@@ -20,6 +20,7 @@ from app.clock import SystemClock
 from app.config import Settings
 from app.lanes import Committed, Once
 from app.mongo import Mongo, open_client
+from app.segments import Segments
 from app.store import Store
 from app.telemetry import Metrics
 from app.tracing import Tracing
@@ -180,7 +181,8 @@ async def _bench(uri: str, database: str, chosen: dict[str, Any]) -> AsyncIterat
     metrics = Metrics()
     faulty: Any = {"agents": writes, "agents_raw": reads}
     blobs = Blobs(mongo, limit_bytes=settings.blob_bytes, seconds=settings.call_seconds)
-    store = Store(replace(mongo, **faulty), settings, SystemClock(), metrics, Tracing(None), Deaf(), blobs)
+    segments = Segments(mongo, limit_bytes=settings.segment_bytes, seconds=settings.call_seconds)
+    store = Store(replace(mongo, **faulty), settings, SystemClock(), metrics, Tracing(None), Deaf(), blobs, segments)
     try:
         yield Bench(store, mongo, metrics, writes, reads)
     finally:

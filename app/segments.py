@@ -1,0 +1,145 @@
+"""Segments: the sealed steps of agents, stored before the commit that seals them, and read for whoever needs them.
+
+They never change, so what was lately read is kept in memory without further care; `app.collector` removes those that
+no agent keeps. Guarantee: storing one again takes its mark off, so a collector that is about to remove it does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import Set as AbstractSet
+from typing import Any, TypeVar
+
+import pymongo
+from pymongo import UpdateOne
+
+from app.mongo import Mongo, decoded, unavailable_when_failing
+from app.shelf import Shelf
+from models.agent import AgentRecord
+from models.blob import Damaged
+from models.history import History, NotAtHand, Wanted
+from models.segment import TREE_FIELDS, Segment, Tree, origin_of, tree_of
+
+T = TypeVar("T")
+
+_BYTES_EACH = 4
+"""What a byte of a segment takes in memory, decoded."""
+
+_NODE_BYTES = 400
+_READ_AT_ONCE = 8
+
+
+class Gone(Exception):
+    """A segment is not there: its agent was cleared or deleted since it was read, or the database is damaged."""
+
+
+class Segments:
+    """The segments of all tenants; what was lately read is kept in memory, up to `limit_bytes` of it."""
+
+    def __init__(self, mongo: Mongo, *, limit_bytes: int, seconds: float) -> None:
+        self._mongo = mongo
+        self._seconds = seconds
+        self._segments: Shelf[Segment] = Shelf(limit_bytes)
+        self._trees: Shelf[Tree] = Shelf(limit_bytes // 4)
+
+    @property
+    def bytes_held(self) -> int:
+        """What is kept in memory."""
+        return self._segments.bytes + self._trees.bytes
+
+    async def store(self, segments: Mapping[str, Segment | None]) -> None:
+        """Make segments durable, and take the marks off those that are there (None: one that has to be).
+
+        Raises PyMongoError; Damaged when one is missing.
+        """
+        for key, segment in segments.items():
+            with pymongo.timeout(self._seconds):
+                done = await self._mongo.segments.bulk_write([_write(key, segment)])
+            if done.matched_count + done.upserted_count != 1:
+                raise Damaged("A segment that is referred to is not there.")
+            if segment is not None:
+                self._segments.put(key, segment, _BYTES_EACH * segment.size)
+
+    async def asked(self, record: AgentRecord, question: Callable[[AgentRecord], T]) -> T:
+        """What a question about an agent comes to, with as much of its history as that takes.
+
+        Raises what the question raises; Unavailable; Gone.
+        """
+        while True:
+            try:
+                return question(record)
+            except NotAtHand as lacking:
+                record = await self.supplied(record, lacking.wanted)
+
+    async def supplied(self, record: AgentRecord, wanted: Wanted) -> AgentRecord:
+        """The agent with what is wanted of its history. Raises Unavailable; Gone."""
+        found = History(
+            await self._whole(wanted.segments),
+            await self._bare(wanted.trees),
+            await self._holding(record, "ids", wanted.steps),
+            await self._holding(record, "turns", wanted.turns),
+        )
+        return record.model_copy(update={"history": record.history | found})
+
+    def supplied_now(self, record: AgentRecord, wanted: Wanted) -> AgentRecord | None:
+        """The same from memory alone; None when that does not do."""
+        segments, trees = self._segments.held(wanted.segments), self._trees.held(wanted.trees)
+        if wanted.steps or wanted.turns or len(segments) < len(wanted.segments) or len(trees) < len(wanted.trees):
+            return None
+        return record.model_copy(update={"history": record.history | History(segments, trees)})
+
+    async def _whole(self, keys: AbstractSet[str]) -> dict[str, Segment]:
+        found = self._segments.held(keys)
+        async for document, size in self._read(keys - found.keys(), None):
+            segment = found[document["_id"]] = Segment.of(document)
+            self._segments.put(segment.id, segment, _BYTES_EACH * size)
+        return _all_of(keys, found)
+
+    async def _bare(self, keys: AbstractSet[str]) -> dict[str, Tree]:
+        found = self._trees.held(keys)
+        async for document, _ in self._read(keys - found.keys(), TREE_FIELDS):
+            tree = found[document["_id"]] = tree_of(document)
+            self._trees.put(document["_id"], tree, _NODE_BYTES * len(tree))
+        return _all_of(keys, found)
+
+    async def _read(
+        self, keys: AbstractSet[str], fields: Collection[str] | None
+    ) -> AsyncIterator[tuple[dict[str, Any], int]]:
+        """Documents and their sizes; others get their turn between two of them."""
+        wanted = sorted(keys)
+        for start in range(0, len(wanted), _READ_AT_ONCE):
+            part = {"_id": {"$in": wanted[start : start + _READ_AT_ONCE]}}
+            with unavailable_when_failing(self._seconds):
+                # unscoped: the keys begin with the tenant
+                async for raw in self._mongo.segments_raw.find(part, fields):
+                    yield decoded(raw.raw), len(raw.raw)
+                    await asyncio.sleep(0)
+
+    async def _holding(self, record: AgentRecord, field: str, values: AbstractSet[str]) -> dict[str, frozenset[str]]:
+        """The segments, of the agents that any of these are from, that hold each of the steps or turns."""
+        found: dict[str, set[str]] = {value: set() for value in values}
+        origins = sorted({origin_of(kept.id) for kept in record.descriptors})
+        query = {"agent": {"$in": origins}, field: {"$in": sorted(values)}}
+        if values:
+            with unavailable_when_failing(self._seconds):
+                # unscoped: agents are named by keys that begin with the tenant
+                async for document in self._mongo.segments.find(query, {field: 1}):
+                    for value in found.keys() & set(document[field]):
+                        found[value].add(document["_id"])
+        return {value: frozenset(segments) for value, segments in found.items()}
+
+
+def _all_of(keys: AbstractSet[str], found: dict[str, T]) -> dict[str, T]:
+    missing = keys - found.keys()
+    if missing:
+        raise Gone(f"A segment is not there: {min(missing)}.")
+    return found
+
+
+def _write(key: str, segment: Segment | None) -> UpdateOne:
+    unmarked = {"$unset": {"mark": ""}}
+    if segment is None:
+        return UpdateOne({"_id": key}, unmarked)
+    content = {name: value for name, value in segment.document().items() if name != "_id"}
+    return UpdateOne({"_id": key}, {"$setOnInsert": content, **unmarked}, upsert=True)
