@@ -7,6 +7,8 @@ PORT ?= 8700
 UV_VERSION := 0.13.8
 PY := .venv/bin/python
 STAMP := .venv/.ready
+ABOUT_STEPS := $(patsubst %,tests/api/test_%.py,steps head_branches fork results revert_redo_clear export_import feeds \
+	traces stored_apart)
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +20,7 @@ serve: $(STAMP) ## serve on HOST (127.0.0.1) and PORT (8700), with an embedded d
 
 test: $(STAMP) ## run the tests, with a short version of each fault run
 	@$(PY) -m pytest -n auto --maxprocesses 4 --ignore tests/faults
+	@HOLDFAST_SEAL_BYTES=1024 $(PY) -m pytest -n auto --maxprocesses 4 $(ABOUT_STEPS)  # once more, almost all sealed
 	@$(PY) -m pytest tests/faults  # each takes the machine for itself
 
 test-long: $(STAMP) ## run the long fault runs

@@ -74,10 +74,12 @@ class Segments:
 
     async def supplied(self, record: AgentRecord, wanted: Wanted) -> AgentRecord:
         """The agent with what is wanted of its history. Raises Unavailable; Gone."""
+        known = self._trees_with(record, wanted.steps)
+        unknown = wanted.steps.difference(*known.values())
         found = History(
             await self._whole(wanted.segments),
-            await self._bare(wanted.trees),
-            await self._holding(record, "ids", wanted.steps),
+            {**known, **await self._bare(wanted.trees)},
+            await self._holding(record, "ids", unknown),
             await self._holding(record, "turns", wanted.turns),
         )
         return record.model_copy(update={"history": record.history | found})
@@ -85,9 +87,21 @@ class Segments:
     def supplied_now(self, record: AgentRecord, wanted: Wanted) -> AgentRecord | None:
         """The same from memory alone; None when that does not do."""
         segments, trees = self._segments.held(wanted.segments), self._trees.held(wanted.trees)
-        if wanted.steps or wanted.turns or len(segments) < len(wanted.segments) or len(trees) < len(wanted.trees):
+        known = self._trees_with(record, wanted.steps)
+        missing = wanted.turns or wanted.steps.difference(*known.values())
+        if missing or len(segments) < len(wanted.segments) or len(trees) < len(wanted.trees):
             return None
-        return record.model_copy(update={"history": record.history | History(segments, trees)})
+        return record.model_copy(update={"history": record.history | History(segments, {**known, **trees})})
+
+    def _trees_with(self, record: AgentRecord, steps: AbstractSet[str]) -> dict[str, Tree]:
+        """Trees in memory in which the agent sees some of the steps."""
+        found: dict[str, Tree] = {}
+        for kept in record.descriptors if steps else ():
+            segment = self._segments.get(kept.id)
+            tree = self._trees.get(kept.id) if segment is None else segment.tree
+            if tree is not None and not steps.isdisjoint(kept.seen(tree)):
+                found[kept.id] = tree
+        return found
 
     async def _whole(self, keys: AbstractSet[str]) -> dict[str, Segment]:
         found = self._segments.held(keys)

@@ -231,7 +231,8 @@ class AgentRecord(BaseModel):
 
     def require_known(self, steps: Collection[str]) -> None:
         """Raise NotAtHand, at once for all of them, unless it is known of each whether it is sealed."""
-        unknown = {step for step in steps if step not in self.steps and step not in self.history.steps}
+        known = (self.steps, self._directory.homes, self.history.steps)
+        unknown = {step for step in steps if not any(step in each for each in known)}
         if self.sealed and unknown:
             raise NotAtHand(Wanted(steps=frozenset(unknown)))
 

@@ -73,21 +73,32 @@ async def test_step_over_the_limit_is_too_large_and_nothing_of_its_batch_is_ther
 
 
 async def test_agent_over_the_limit_is_too_large_and_stays_usable(small: Api) -> None:
-    """The append that does not fit is refused; the agent reads, and takes small writes on another replica's word."""
+    """What can't be sealed, because it is bound to the root, is refused where it does not fit."""
     agent = await small.made()
-    for _ in range(30):
-        answer = await agent.api.http.post(
-            f"/v1/agents/{agent.id}/steps", json={"role": "user", "content": "x" * 3_900}
-        )
-        if answer.status_code != 201:
+    for number in range(40):
+        body = {"step_id": "root", "result": f"{number}".ljust(3_900)}
+        answer = await agent.api.http.put(f"/v1/agents/{agent.id}/results/k{number}", json=body)
+        if answer.status_code != 200:
             break
     assert answer.status_code == 413
     assert fields_of(answer.json()) == (100_000, True)
-    read = await agent.read()
-    assert read["step_count"] == read["version"] - 1 >= 20
+    assert await agent.version() >= 20
     await agent.call("PATCH", "", {"name": "small"})
+    await agent.append("still takes steps")
     await agent.call("POST", "/clear")
     await agent.append("fits again")
+
+
+async def test_steps_have_no_limit(small: Api) -> None:
+    """More of them than a document may hold, one by one and many at once."""
+    agent = await small.made()
+    for number in range(60):
+        steps: list[Json] = [{"role": "user", "content": f"{number} {part} ".ljust(3_900)} for part in range(2)]
+        await agent.append(*steps)
+    read = await agent.read(steps_limit=10_000)
+    assert read["step_count"] == len(read["steps"]) == 120
+    assert [step["seq"] for step in read["steps"]] == list(range(1, 121))
+    assert read["size_bytes"] < 100_000
 
 
 @pytest.mark.parametrize(("levels", "expect"), [(32, 200), (33, 400), (2_000, 400), (200_000, 400)])

@@ -18,8 +18,9 @@ from bson.binary import Binary
 from app.agents import Terms
 from app.collector import Collected
 from app.config import Settings
-from app.reads import Freshness
+from app.reads import Freshness, Seen
 from app.runtime import Runtime, running
+from models.agent import AgentRecord
 from models.blob import key_of
 from models.errors import NotFound, Unavailable
 from models.packing import references
@@ -35,12 +36,14 @@ WAIT = 1.0
 
 @pytest_asyncio.fixture
 async def pair(tmp_path: Path, mongo_uri: str) -> AsyncIterator[tuple[Runtime, Runtime]]:
-    """Two replicas that keep no value in memory."""
+    """Two replicas that keep nothing in memory of what is stored apart, and seal after a few steps."""
     settings = Settings(
         mongodb_database=f"test_{uuid4().hex[:12]}",
         data=tmp_path,
         blob_bytes=0,
+        segment_bytes=0,
         inline_bytes=100,
+        seal_bytes=1024,
         deadline_seconds=WAIT / 2,
         collect_wait_seconds=WAIT,
     )
@@ -68,18 +71,35 @@ async def stored(runtime: Runtime) -> set[str]:
 
 
 async def referred(runtime: Runtime) -> set[str]:
+    """Values that an agent refers to, or a segment that an agent keeps."""
+    segments = await kept(runtime)
     found: set[str] = set()
-    async for agent in runtime.mongo.agents.find({}):
-        kept = references(agent.get("steps", {}), agent.get("results", {}))
-        found.update(key_of(agent["tenant"], reference) for reference in kept)
+    for collection in (runtime.mongo.agents, runtime.mongo.segments):
+        async for document in collection.find({}):
+            if collection is runtime.mongo.agents or document["_id"] in segments:
+                within = references(document.get("steps", {}), document.get("results", {}))
+                found.update(key_of(document["tenant"], reference) for reference in within)
     return found
+
+
+async def kept(runtime: Runtime) -> set[str]:
+    """Segments that an agent keeps."""
+    return {one["id"] async for agent in runtime.mongo.agents.find({}) for one in agent.get("sealed", {}).values()}
+
+
+async def segments_of(runtime: Runtime) -> set[str]:
+    return {document["_id"] async for document in runtime.mongo.segments.find({}, {"_id": 1})}
 
 
 async def whole(runtime: Runtime, agent: str, scope: Scope = ANN) -> Any:
     """All of an agent, with what is stored apart."""
     record = (await runtime.agents.get(scope, agent, Freshness(strong=True))).record
-    shown = {"steps": [record.step(step) for step in path(record)], "results": record.results}
-    return orjson.loads(await runtime.filling.encoded(record, shown))
+
+    def shown(known: AgentRecord) -> Any:
+        steps = path(known)
+        return {"steps": [known.step(step) for step in steps], "results": known.results}
+
+    return orjson.loads(await runtime.filling.encoded(record, await runtime.filling.asked(record, shown)))
 
 
 async def waiting(runtime: Runtime) -> asyncio.Task[Collected]:
@@ -166,6 +186,72 @@ async def test_fork_takes_marks_off_what_it_shares(pair: tuple[Runtime, Runtime]
     assert (await whole(there, fork))["results"] == {"root": {"@workspace": value(1)}}
 
 
+async def grow(runtime: Runtime, agent: str, mark: object, steps: int = 12) -> None:
+    """Append so much that older steps are sealed."""
+    for number in range(steps):
+        await append(runtime, agent, f"{mark}{number}")
+
+
+async def test_segments_that_no_agent_keeps_are_removed_with_what_they_refer_to(pair: tuple[Runtime, Runtime]) -> None:
+    """In one go; those that a fork keeps stay, with all that is in them."""
+    here, there = pair
+    source, gone = await make(here, "a"), await make(here, "b")
+    await grow(here, source, "a")
+    await grow(here, gone, "b")
+    fork = (await there.agents.fork(ANN, source, Terms(), at=None, name=None)).record.name_in_tenant
+    before = await whole(there, fork)
+    for agent in (source, gone):
+        await here.agents.delete(ANN, agent, Terms())
+    done = await here.collector.collect()
+    assert done.removed > 12
+    assert await segments_of(here) == await kept(here) != set()
+    assert await stored(here) == await referred(here)
+    assert await whole(there, fork) == before
+    await there.agents.delete(ANN, fork, Terms())
+    await here.collector.collect()
+    assert not await segments_of(here) | await stored(here)
+
+
+async def test_family_is_whole_whoever_of_it_is_deleted(pair: tuple[Runtime, Runtime]) -> None:
+    """Forks of forks, each further grown; the others lose nothing."""
+    here, there = pair
+    family = [await make(here, "a")]
+    for number in range(3):
+        await grow(here, family[-1], number)
+        family.append((await there.agents.fork(ANN, family[-1], Terms(), at=None, name=None)).record.name_in_tenant)
+    while len(family) > 1:
+        before = {agent: await whole(there, agent) for agent in family}
+        gone = family.pop(len(family) // 2)
+        await here.agents.delete(ANN, gone, Terms())
+        await here.collector.collect()
+        assert {agent: await whole(there, agent) for agent in family} == {agent: before[agent] for agent in family}
+        assert await segments_of(here) == await kept(here)
+
+
+async def test_fork_takes_marks_off_the_segments_it_shares(pair: tuple[Runtime, Runtime]) -> None:
+    """While they are about to be removed, for the source is deleted meanwhile."""
+    here, there = pair
+    source = await make(here, 1)
+    await grow(here, source, "a")
+    stale = (await here.agents.get(ANN, source, Freshness(strong=True))).record
+    before = await whole(here, source)
+    await here.agents.delete(ANN, source, Terms())
+    collecting = await waiting(there)
+    there.reads.agent = _always(stale)  # type: ignore[method-assign]  # read just before it was deleted
+    fork = (await there.agents.fork(ANN, source, Terms(), at=None, name=None)).record.name_in_tenant
+    del there.reads.agent
+    await collecting
+    assert await segments_of(here) == await kept(here) != set()
+    assert (await whole(here, fork))["steps"] == [{**step, "version": 1} for step in before["steps"]]
+
+
+def _always(record: AgentRecord) -> Any:
+    async def read(*_: Any) -> Seen:
+        return Seen(record)
+
+    return read
+
+
 async def test_interrupted_collection_leaves_nothing_that_the_next_does_not_finish(
     pair: tuple[Runtime, Runtime],
 ) -> None:
@@ -232,7 +318,7 @@ async def test_collections_race_with_writers_and_lose_nothing(pair: tuple[Runtim
             case 3 if len(agents) < 8:
                 fork = await here.agents.fork(ANN, agent, Terms(), at=None, name=None)
                 agents.append(fork.record.name_in_tenant)
-            case 4:
+            case 4 | 5 | 6 | 7:
                 await append(here, agent, mark)
             case _:
                 await here.agents.put_workspace(ANN, agent, value(mark), Terms())
@@ -252,5 +338,7 @@ async def test_collections_race_with_writers_and_lose_nothing(pair: tuple[Runtim
     for agent in agents:
         await whole(pair[1], agent)
     assert await referred(pair[0]) <= await stored(pair[0])
+    assert await kept(pair[0]) <= await segments_of(pair[0])
     await pair[0].collector.collect()
     assert await stored(pair[0]) == await referred(pair[0])
+    assert await segments_of(pair[0]) == await kept(pair[0]) != set()
