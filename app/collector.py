@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -22,6 +22,7 @@ from pymongo.errors import PyMongoError
 
 from app.clock import Clock
 from app.mongo import Collection, Mongo
+from app.segments import opened
 from app.telemetry import get_logger
 from models.blob import Damaged, key_of
 from models.packing import references
@@ -34,6 +35,9 @@ _log = get_logger(__name__)
 
 _Look = Callable[[str, set[str]], Awaitable[set[str] | None]]
 """Those of a tenant's keys that are referred to; None when that can't be told."""
+
+_Map = Mapping[str, Any]
+_UNREADABLE = (AttributeError, TypeError, KeyError, Damaged)
 
 
 @dataclass(slots=True)
@@ -87,28 +91,33 @@ class Collector:
     async def _kept(self, tenant: str, keys: set[str]) -> set[str] | None:
         """The segments that an agent keeps."""
         found: set[str] = set()
-        async for agent in self._of_tenant(self._mongo.agents, tenant, {"sealed": 1}):
-            try:
+        try:
+            async for agent in self._of_tenant(self._mongo.agents, tenant, {"sealed": 1}):
                 found.update(keys.intersection(kept["id"] for kept in agent.get("sealed", {}).values()))
-            except (AttributeError, TypeError, KeyError):
-                _log_unreadable(agent["_id"])
-                return None
+        except _UNREADABLE as error:
+            _tell_of_nothing(tenant, error)
+            return None
         return found
 
     async def _referred(self, tenant: str, keys: set[str], without_mark: str | None = None) -> set[str] | None:
         """The values that an agent or a segment refers to, but for segments that bear the mark."""
         found: set[str] = set()
-        for collection in (self._mongo.agents, self._mongo.segments):
-            async for document in self._of_tenant(collection, tenant, {"steps": 1, "results": 1, "mark": 1}):
-                if without_mark is not None and document.get("mark") == without_mark:
-                    continue
-                try:
-                    referred = references(document.get("steps", {}), document.get("results", {}))
-                    found.update(keys.intersection(key_of(tenant, reference) for reference in referred))
-                except (AttributeError, TypeError, Damaged):
-                    _log_unreadable(document["_id"])
-                    return None
+        try:
+            async for steps, results in self._contents(tenant, without_mark):
+                found.update(keys.intersection(key_of(tenant, reference) for reference in references(steps, results)))
+        except _UNREADABLE as error:
+            _tell_of_nothing(tenant, error)
+            return None
         return found
+
+    async def _contents(self, tenant: str, without_mark: str | None) -> AsyncIterator[tuple[_Map, _Map]]:
+        """Steps and results of the tenant's agents, and after them of its segments. Raises Damaged."""
+        async for agent in self._of_tenant(self._mongo.agents, tenant, {"steps": 1, "results": 1}):
+            yield agent.get("steps", {}), agent.get("results", {})
+        async for document in self._of_tenant(self._mongo.segments, tenant, {"data": 1, "mark": 1}):
+            if without_mark is None or document.get("mark") != without_mark:
+                segment = opened(document)
+                yield segment.steps, segment.results
 
     def _referred_but_by(self, mark: str) -> _Look:
         """The same, as if the segments that are about to be removed were gone."""
@@ -187,6 +196,6 @@ class _Sort:
                 yield tenant, set(own)
 
 
-def _log_unreadable(key: str) -> None:
-    """Nobody knows what it refers to, so it may be anything of its tenant."""
-    _log.error("nothing of the tenant is collected: a document can't be read", key=key)
+def _tell_of_nothing(tenant: str, error: Exception) -> None:
+    """Nobody knows what the document that can't be read refers to, so it may be anything of its tenant."""
+    _log.error("nothing of the tenant is collected: a document can't be read", tenant=tenant, error=str(error))

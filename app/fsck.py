@@ -16,6 +16,7 @@ from backports import zstd
 
 from app.mongo import Mongo, decoded
 from app.replay import Walk
+from app.segments import opened
 from app.store import Store
 from models.agent import AgentRecord
 from models.blob import Damaged, canonical, key_of, length_of, reference_to
@@ -23,7 +24,7 @@ from models.change import AGENT, Change, Stamp
 from models.consistency import Flaw, Past, flaws, flaws_of_segment
 from models.errors import NotFound
 from models.packing import references
-from models.segment import Descriptor, Segment
+from models.segment import Descriptor
 from models.tenant import Right, Scope
 
 _BY = "fsck"
@@ -101,9 +102,9 @@ class Fsck:
         with suppress(*_UNREADABLE):
             kept = [Descriptor.read(one).id for one in document.get("sealed", {}).values()]
             # unscoped: the keys begin with the tenant
-            async for raw in self._mongo.segments_raw.find({"_id": {"$in": kept}}).sort("_id", 1):
+            async for segment in self._mongo.segments.find({"_id": {"$in": kept}}).sort("_id", 1):
                 with suppress(*_UNREADABLE):
-                    past.add(Segment.of(decoded(raw.raw)))
+                    past.add(opened(segment))
         return past
 
     async def _missing_values(self, key: str, document: dict[str, Any]) -> list[Flaw]:
@@ -131,13 +132,19 @@ class Fsck:
 
     async def _of_segments(self) -> AsyncIterator[Found]:
         # unscoped: for whoever runs the service
-        async for raw in self._mongo.segments_raw.find({}).sort("_id", 1):
-            document = decoded(raw.raw)
-            key = str(document["_id"])
-            for flaw in flaws_of_segment(document) + await self._missing_values(key, document):
-                yield Found(key, flaw)
+        async for document in self._mongo.segments.find({}).sort("_id", 1):
+            for flaw in await self._of_segment(document):
+                yield Found(str(document["_id"]), flaw)
             self.counts.segments += 1
             self._told(self.counts)
+
+    async def _of_segment(self, document: dict[str, Any]) -> list[Flaw]:
+        try:
+            segment = opened(document)
+        except Damaged as error:
+            return [Flaw(str(error))]
+        held = {"steps": segment.steps, "results": segment.results}
+        return flaws_of_segment(segment, document) + await self._missing_values(segment.id, held)
 
     async def _of_values(self) -> AsyncIterator[Found]:
         # unscoped: for whoever runs the service

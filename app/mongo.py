@@ -147,7 +147,6 @@ class Mongo:
     agents_raw: RawCollection
     agents_raw_linearizable: RawCollection
     segments: Collection
-    segments_raw: RawCollection
     blobs: Collection
     idempotency: Collection
     keys: Collection
@@ -161,14 +160,12 @@ class Mongo:
         """The collections of the database `name`, with the concerns that the service's promises need."""
         database = client[name]
         agents = _collection(database, Agent.Settings.name)
-        segments = _collection(database, StoredSegment.Settings.name)
         return cls(
             client=client,
             agents=agents,
             agents_raw=agents.with_options(codec_options=_RAW),
             agents_raw_linearizable=agents.with_options(codec_options=_RAW, read_concern=_LINEARIZABLE),
-            segments=segments,
-            segments_raw=segments.with_options(codec_options=_RAW),
+            segments=_collection(database, StoredSegment.Settings.name),
             blobs=_collection(database, Blob.Settings.name),
             idempotency=_collection(database, IdempotencyRecord.Settings.name),
             keys=_collection(database, Key.Settings.name),

@@ -12,6 +12,8 @@ from collections.abc import Set as AbstractSet
 from typing import Any, TypeVar
 
 import pymongo
+from backports import zstd
+from bson.errors import BSONError
 from pymongo import UpdateOne
 
 from app.mongo import Mongo, decoded, unavailable_when_failing
@@ -28,6 +30,7 @@ _BYTES_EACH = 4
 
 _NODE_BYTES = 400
 _READ_AT_ONCE = 8
+_LEVEL = 3
 
 
 class Gone(Exception):
@@ -105,29 +108,27 @@ class Segments:
 
     async def _whole(self, keys: AbstractSet[str]) -> dict[str, Segment]:
         found = self._segments.held(keys)
-        async for document, size in self._read(keys - found.keys(), None):
-            segment = found[document["_id"]] = Segment.of(document)
-            self._segments.put(segment.id, segment, _BYTES_EACH * size)
+        async for document in self._read(keys - found.keys(), None):
+            segment = found[document["_id"]] = opened(document)
+            self._segments.put(segment.id, segment, _BYTES_EACH * segment.size)
         return _all_of(keys, found)
 
     async def _bare(self, keys: AbstractSet[str]) -> dict[str, Tree]:
         found = self._trees.held(keys)
-        async for document, _ in self._read(keys - found.keys(), TREE_FIELDS):
+        async for document in self._read(keys - found.keys(), TREE_FIELDS):
             tree = found[document["_id"]] = tree_of(document)
             self._trees.put(document["_id"], tree, _NODE_BYTES * len(tree))
         return _all_of(keys, found)
 
-    async def _read(
-        self, keys: AbstractSet[str], fields: Collection[str] | None
-    ) -> AsyncIterator[tuple[dict[str, Any], int]]:
-        """Documents and their sizes; others get their turn between two of them."""
+    async def _read(self, keys: AbstractSet[str], fields: Collection[str] | None) -> AsyncIterator[dict[str, Any]]:
+        """Documents; others get their turn between two of them."""
         wanted = sorted(keys)
         for start in range(0, len(wanted), _READ_AT_ONCE):
             part = {"_id": {"$in": wanted[start : start + _READ_AT_ONCE]}}
             with unavailable_when_failing(self._seconds):
                 # unscoped: the keys begin with the tenant
-                async for raw in self._mongo.segments_raw.find(part, fields):
-                    yield decoded(raw.raw), len(raw.raw)
+                async for document in self._mongo.segments.find(part, fields):
+                    yield document
                     await asyncio.sleep(0)
 
     async def _holding(self, record: AgentRecord, field: str, values: AbstractSet[str]) -> dict[str, frozenset[str]]:
@@ -151,9 +152,18 @@ def _all_of(keys: AbstractSet[str], found: dict[str, T]) -> dict[str, T]:
     return found
 
 
+def opened(document: Mapping[str, Any]) -> Segment:
+    """The segment that a document holds. Raises Damaged."""
+    try:
+        content = decoded(zstd.decompress(document["data"]))
+        return Segment(document["_id"], content["steps"], content["results"])
+    except (zstd.ZstdError, BSONError, KeyError, TypeError) as error:
+        raise Damaged(f"The segment {document['_id']} can't be read.") from error
+
+
 def _write(key: str, segment: Segment | None) -> UpdateOne:
     unmarked = {"$unset": {"mark": ""}}
     if segment is None:
         return UpdateOne({"_id": key}, unmarked)
-    content = {name: value for name, value in segment.document().items() if name != "_id"}
+    content = {**segment.outside(), "data": zstd.compress(segment.content(), _LEVEL)}
     return UpdateOne({"_id": key}, {"$setOnInsert": content, **unmarked}, upsert=True)

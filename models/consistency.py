@@ -77,18 +77,17 @@ def flaws(document: Mapping[str, Any], past: Past) -> list[Flaw]:
         return [Flaw(f"it can't be read ({type(error).__name__}: {error})")]
 
 
-def flaws_of_segment(document: Mapping[str, Any]) -> list[Flaw]:
-    """Everything that does not hold of a stored segment by itself."""
+def flaws_of_segment(segment: Segment, document: Mapping[str, Any]) -> list[Flaw]:
+    """Everything that does not hold of a segment, and of what is stored beside its content, by itself."""
     try:
-        segment = Segment.of(document)
         return list(_of_a_segment(segment, document))
     except (AttributeError, KeyError, TypeError, ValueError, IndexError, Damaged) as error:
         return [Flaw(f"it can't be read ({type(error).__name__}: {error})")]
 
 
 def _of_a_segment(segment: Segment, document: Mapping[str, Any]) -> Iterator[Flaw]:
-    for name, value in segment.document().items():
-        if name not in ("steps", "results") and document.get(name) != value:
+    for name, value in segment.outside().items():
+        if document.get(name) != value:
             yield Flaw(f"its {name} are not those of its steps, or of its key")
     for step in segment.results.keys() - segment.steps.keys():
         yield Flaw(f"results are bound to '{step}', which is not in it")

@@ -56,13 +56,12 @@ class Segment:
     @cached_property
     def size(self) -> int:
         """BSON bytes of steps and results."""
-        return len(bson.encode({"steps": self.steps, "results": self.results}))
+        return len(self.content())
 
-    def document(self) -> dict[str, Any]:
-        """As it is stored, with its tree beside it to be read and searched alone."""
+    def outside(self) -> dict[str, Any]:
+        """What is stored of it beside its content: its tree, to be read and searched alone."""
         nodes = self.tree.values()
         return {
-            "_id": self.id,
             "tenant": self.id.partition(":")[0],
             "agent": origin_of(self.id),
             "ids": list(self.tree),
@@ -70,14 +69,11 @@ class Segment:
             "seqs": [node.seq for node in nodes],
             "turns": [node.turn_id for node in nodes],
             "versions": [node.version for node in nodes],
-            "steps": self.steps,
-            "results": self.results,
         }
 
-    @classmethod
-    def of(cls, document: Mapping[str, Any]) -> Segment:
-        """The segment that a document holds."""
-        return cls(document["_id"], document["steps"], document["results"])
+    def content(self) -> bytes:
+        """What is in it, as BSON of `steps` and `results`."""
+        return bson.encode({"steps": self.steps, "results": self.results})
 
 
 TREE_FIELDS = ("ids", "parents", "seqs", "turns", "versions")
@@ -186,8 +182,7 @@ class StoredSegment(Document):
     seqs: list[int]
     turns: list[str]
     versions: list[int]
-    steps: dict[str, Step]
-    results: dict[str, Bound]
+    data: bytes = Field(description="zstd of the BSON of steps and results")
     mark: str | None = Field(default=None, description="Set by a collector that found no agent to keep it.")
 
     class Settings:

@@ -20,6 +20,7 @@ from app.collector import Collected
 from app.config import Settings
 from app.reads import Freshness, Seen
 from app.runtime import Runtime, running
+from app.segments import opened
 from models.agent import AgentRecord
 from models.blob import key_of
 from models.errors import NotFound, Unavailable
@@ -74,11 +75,12 @@ async def referred(runtime: Runtime) -> set[str]:
     """Values that an agent refers to, or a segment that an agent keeps."""
     segments = await kept(runtime)
     found: set[str] = set()
-    for collection in (runtime.mongo.agents, runtime.mongo.segments):
-        async for document in collection.find({}):
-            if collection is runtime.mongo.agents or document["_id"] in segments:
-                within = references(document.get("steps", {}), document.get("results", {}))
-                found.update(key_of(document["tenant"], reference) for reference in within)
+    async for agent in runtime.mongo.agents.find({}):
+        within = references(agent.get("steps", {}), agent.get("results", {}))
+        found.update(key_of(agent["tenant"], reference) for reference in within)
+    async for document in runtime.mongo.segments.find({"_id": {"$in": list(segments)}}):
+        within = references(opened(document).steps, opened(document).results)
+        found.update(key_of(document["tenant"], reference) for reference in within)
     return found
 
 

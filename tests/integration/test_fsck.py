@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import bson
 import pytest
 import pytest_asyncio
 from backports import zstd
@@ -241,13 +242,22 @@ async def test_descriptors_that_are_not_so_are_found(grown: Place, case: str) ->
     assert any(grown.key in flaw and told in flaw for flaw in found), found
 
 
+def packed(steps: Any, results: Any) -> bytes:
+    """The content of a segment, as it is stored."""
+    return zstd.compress(bson.encode({"steps": steps, "results": results}))
+
+
 DAMAGED: dict[str, tuple[dict[str, Any], str]] = {
     "another tenant": ({"tenant": "rivals"}, "its tenant are not"),
     "another tree": ({"seqs": []}, "its seqs are not"),
     "turns that nobody finds": ({"turns.0": "other"}, "its turns are not"),
-    "no steps": ({"steps": {}}, "nothing is seen"),
-    "a result of nothing": ({"results.nowhere": {"k": 1}}, "results are bound to 'nowhere'"),
-    "a reference to nothing": ({"results.nowhere": {"k": Binary(bytes(40), REFERENCE)}}, "refers to the value"),
+    "content that can't be read": ({"data": b"rubbish"}, "can't be read"),
+    "no steps": ({"data": packed({}, {})}, "its ids are not"),
+    "a result of nothing": ({"data": packed({}, {"nowhere": {"k": 1}})}, "results are bound to 'nowhere'"),
+    "a reference to nothing": (
+        {"data": packed({}, {"nowhere": {"k": Binary(bytes(40), REFERENCE)}})},
+        "refers to the value",
+    ),
 }
 
 

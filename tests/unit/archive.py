@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 from models.agent import AgentRecord
@@ -44,10 +45,10 @@ class Archive:
         own = {origin_of(kept.id) for kept in record.descriptors}
         family = [segment for segment in self.segments.values() if origin_of(segment.id) in own]
         found = History(
-            {key: Segment.of(self.segments[key].document()) for key in wanted.segments},
-            {key: tree_of(self.segments[key].document()) for key in wanted.trees},
+            {key: replace(self.segments[key]) for key in wanted.segments},
+            {key: tree_of(self.segments[key].outside()) for key in wanted.trees},
             {step: frozenset(one.id for one in family if step in one.steps) for step in wanted.steps},
-            {turn: frozenset(one.id for one in family if turn in one.document()["turns"]) for turn in wanted.turns},
+            {turn: frozenset(one.id for one in family if turn in one.outside()["turns"]) for turn in wanted.turns},
         )
         held = record.history
         assert not (wanted.segments & held.segments.keys() or wanted.trees & held.trees.keys())
