@@ -13,7 +13,7 @@ from models.change import Assignments, Change
 from models.history import History
 from models.segment import Descriptor, Segment, Step
 
-SEAL_BYTES = 1024 * 1024
+SEAL_BYTES = 256 * 1024
 """BSON bytes of steps in the document over which the older half is sealed, unless a setting says otherwise."""
 
 _DESCRIPTOR_BYTES = 160
