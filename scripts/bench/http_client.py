@@ -83,12 +83,26 @@ async def connected(port: int) -> AsyncIterator[Connection]:
 
 def post(path: str, body: bytes) -> bytes:
     """A POST of JSON, as it goes over the wire."""
-    return _request("POST", path, {"Content-Type": "application/json", "Content-Length": str(len(body))}) + body
+    return _sent("POST", path, body)
+
+
+def put(path: str, body: bytes) -> bytes:
+    """A PUT of JSON, as it goes over the wire."""
+    return _sent("PUT", path, body)
+
+
+def delete(path: str) -> bytes:
+    """A DELETE, as it goes over the wire."""
+    return _request("DELETE", path, {})
 
 
 def get(path: str, **headers: str) -> bytes:
     """A GET, as it goes over the wire; of a header's name `_` stands for `-`."""
     return _request("GET", path, {name.replace("_", "-"): value for name, value in headers.items()})
+
+
+def _sent(method: str, path: str, body: bytes) -> bytes:
+    return _request(method, path, {"Content-Type": "application/json", "Content-Length": str(len(body))}) + body
 
 
 def _request(method: str, path: str, headers: dict[str, str]) -> bytes:

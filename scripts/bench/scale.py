@@ -24,7 +24,21 @@ class Scale:
     """Kept in memory at once."""
     readers: int
     """Of feeds, at once."""
+    soak_seconds: int
+    """Of the run that shows whether memory stays where it is."""
 
 
-FULL = Scale(rounds=11, calls=40, calls_each=20, reads=8_000, seconds=5, events=500, agents=2_000, readers=1_000)
-QUICK = Scale(rounds=3, calls=10, calls_each=5, reads=1_600, seconds=2, events=100, agents=200, readers=100)
+FULL = Scale(
+    rounds=11,
+    calls=40,
+    calls_each=20,
+    reads=8_000,
+    seconds=5,
+    events=500,
+    agents=2_000,
+    readers=1_000,
+    soak_seconds=600,
+)
+QUICK = Scale(
+    rounds=3, calls=10, calls_each=5, reads=1_600, seconds=2, events=100, agents=200, readers=100, soak_seconds=20
+)
