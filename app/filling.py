@@ -26,6 +26,9 @@ from models.prompt import FIELD, StoredPrompt, chain, is_prompt
 
 T = TypeVar("T")
 
+_SLICE = 100
+"""Items of a list that are encoded in one go, where a list may be long."""
+
 OPTIONS = orjson.OPT_PASSTHROUGH_DATETIME
 
 
@@ -103,6 +106,9 @@ class Filling:
             if isinstance(each, ByPart):
                 async for piece in self._parts(record, each):
                     yield piece
+            elif isinstance(each, list):
+                async for piece in self._slices(record, each):
+                    yield piece
             else:
                 yield await self.encoded(record, each)
         yield b"}"
@@ -111,6 +117,14 @@ class Filling:
         """Stored values as they were given, by name. Raises as `encoded` does."""
         filled: dict[str, Any] = orjson.loads(await self.encoded(record, stored))
         return filled
+
+    async def _slices(self, record: AgentRecord, items: list[Any]) -> AsyncIterator[bytes]:
+        """JSON of a list, some of its items at a time."""
+        yield b"["
+        for start in range(0, len(items), _SLICE):
+            text = await self.encoded(record, items[start : start + _SLICE])
+            yield (b"," if start else b"") + text[1:-1]
+        yield b"]"
 
     async def _parts(self, record: AgentRecord, made: ByPart) -> AsyncIterator[bytes]:
         opening, closing = (b"{", b"}") if made.keyed else (b"[", b"]")

@@ -74,6 +74,7 @@ class Segments:
                 return question(record)
             except NotAtHand as lacking:
                 record = await self.supplied(record, lacking.wanted)
+                await asyncio.sleep(0)  # others get their turn, also where all of it is in memory
 
     async def supplied(self, record: AgentRecord, wanted: Wanted) -> AgentRecord:
         """The agent with what is wanted of its history. Raises Unavailable; Gone."""

@@ -30,6 +30,13 @@ class Stretch:
     from_seq: int
     to_seq: int
 
+    @property
+    def count(self) -> int:
+        """How many steps."""
+        if self.steps is not None:
+            return len(self.steps)
+        return 0 if self.home is None else self.home.count
+
     def ids(self, record: AgentRecord) -> Sequence[str]:
         """Its steps."""
         if self.steps is not None:

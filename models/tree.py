@@ -239,6 +239,7 @@ def _inherited(record: AgentRecord, stretch: Stretch) -> Descriptor:
         part=True,
         inherited=True,
         count=len(steps),
+        bytes=stretch.home.bytes * len(steps) // stretch.home.count,
         from_seq=stretch.from_seq,
         to_seq=stretch.to_seq,
         to_version=INHERITED_VERSION,

@@ -108,7 +108,8 @@ class AgentRoutes(Controller):
         steps: FromQuery[views.StepsView] = "path",
         steps_limit: StepsLimit = views.STEPS_LIMIT,
     ) -> Answer[shapes.Agent]:
-        return await reading.answer(agent_id, lambda record: views.agent(record, steps, steps_limit))
+        answer = reading.answer if steps_limit <= views.STEPS_LIMIT else reading.answer_in_pieces
+        return await answer(agent_id, lambda record: views.agent(record, steps, steps_limit))
 
     @patch("/{agent_id:str}", **DRIVE, summary="Merge name, model, labels, placement, lifetimes")
     async def change(

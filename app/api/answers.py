@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -97,4 +98,5 @@ async def _joined(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         if size >= _PIECE_BYTES:
             yield b"".join(held)
             held, size = [], 0
+            await asyncio.sleep(0)  # others get their turn
     yield b"".join(held)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -71,12 +71,16 @@ class ReadCall:
 
     async def answer_in_pieces(self, agent: str, show: Callable[[AgentRecord], Mapping[str, Any]]) -> Answer[Any]:
         """The same as `answer`, sent while it is encoded: for what may be as long as the agent is."""
-        seen = await self.agents.get(self.caller, agent, self.freshness)
-        if (known := self._known(seen)) is not None:
-            return known
-        return Pieces(self.filling.pieces(seen.record, show(seen.record)), _headers(seen))
 
-    async def _answered(self, agent: str, shown: Callable[[AgentRecord], Awaitable[bytes]]) -> Answer[Any]:
+        async def shown(record: AgentRecord) -> AsyncIterator[bytes]:
+            known, value = await self.filling.asked(record, lambda known: (known, show(known)))
+            return self.filling.pieces(known, value)
+
+        return await self._answered(agent, shown)
+
+    async def _answered(
+        self, agent: str, shown: Callable[[AgentRecord], Awaitable[bytes | AsyncIterator[bytes]]]
+    ) -> Answer[Any]:
         """The answer, from the agent as it is now when it lost its history since it was read."""
         seen = await self.agents.get(self.caller, agent, self.freshness)
         try:
@@ -89,7 +93,8 @@ class ReadCall:
             body = await shown(seen.record)
         if (known := self._known(seen)) is not None:
             return known
-        return as_response(Reply(200, body, _headers(seen)))
+        headers = _headers(seen)
+        return as_response(Reply(200, body, headers)) if isinstance(body, bytes) else Pieces(body, headers)
 
     def _known(self, seen: Seen) -> Answer[Any] | None:
         """304 for a caller who has that version."""
