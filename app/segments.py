@@ -103,15 +103,16 @@ class Segments:
         for kept in record.descriptors if steps else ():
             segment = self._segments.get(kept.id)
             tree = self._trees.get(kept.id) if segment is None else segment.tree
-            if tree is not None and not steps.isdisjoint(kept.seen(tree)):
+            if tree is not None and any(step in tree for step in steps) and not steps.isdisjoint(kept.seen(tree)):
                 found[kept.id] = tree
         return found
 
     async def _whole(self, keys: AbstractSet[str]) -> dict[str, Segment]:
         found = self._segments.held(keys)
-        async for document in self._read(keys - found.keys(), None):
-            segment = found[document["_id"]] = opened(document)
-            self._segments.put(segment.id, segment, _BYTES_EACH * segment.size)
+        async for document in self._read(keys - found.keys(), ("data",)):
+            content = _content(document)
+            segment = found[document["_id"]] = _segment(document["_id"], content)
+            self._segments.put(segment.id, segment, _BYTES_EACH * len(content))
         return _all_of(keys, found)
 
     async def _bare(self, keys: AbstractSet[str]) -> dict[str, Tree]:
@@ -121,16 +122,17 @@ class Segments:
             self._trees.put(document["_id"], tree, _NODE_BYTES * len(tree))
         return _all_of(keys, found)
 
-    async def _read(self, keys: AbstractSet[str], fields: Collection[str] | None) -> AsyncIterator[dict[str, Any]]:
+    async def _read(self, keys: AbstractSet[str], fields: Collection[str]) -> AsyncIterator[dict[str, Any]]:
         """Documents; others get their turn between two of them."""
         wanted = sorted(keys)
         for start in range(0, len(wanted), _READ_AT_ONCE):
             part = {"_id": {"$in": wanted[start : start + _READ_AT_ONCE]}}
             with unavailable_when_failing(self._seconds):
                 # unscoped: the keys begin with the tenant
-                async for document in self._mongo.segments.find(part, fields):
-                    yield document
-                    await asyncio.sleep(0)
+                documents = await self._mongo.segments.find(part, fields).to_list()
+            for document in documents:
+                yield document
+                await asyncio.sleep(0)
 
     async def _holding(self, record: AgentRecord, field: str, values: AbstractSet[str]) -> dict[str, frozenset[str]]:
         """The segments, of the agents that any of these are from, that hold each of the steps or turns."""
@@ -155,11 +157,22 @@ def _all_of(keys: AbstractSet[str], found: dict[str, T]) -> dict[str, T]:
 
 def opened(document: Mapping[str, Any]) -> Segment:
     """The segment that a document holds. Raises Damaged."""
+    return _segment(document["_id"], _content(document))
+
+
+def _content(document: Mapping[str, Any]) -> bytes:
     try:
-        content = decoded(zstd.decompress(document["data"]))
-        return Segment(document["_id"], content["steps"], content["results"])
-    except (zstd.ZstdError, BSONError, KeyError, TypeError) as error:
+        return zstd.decompress(document["data"])
+    except (zstd.ZstdError, KeyError, TypeError) as error:
         raise Damaged(f"The segment {document['_id']} can't be read.") from error
+
+
+def _segment(key: str, content: bytes) -> Segment:
+    try:
+        found = decoded(content)
+        return Segment(key, found["steps"], found["results"])
+    except (BSONError, KeyError) as error:
+        raise Damaged(f"The segment {key} can't be read.") from error
 
 
 def _write(key: str, segment: Segment | None) -> UpdateOne:

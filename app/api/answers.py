@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -36,7 +36,7 @@ class Pieces(Answer[Any]):
 
     def to_asgi_response(self, *given: Any, **more: Any) -> Any:
         """The response as the server runs it."""
-        stream = Stream(_joined(self._pieces), media_type=JSON, headers=self.headers)
+        stream = Stream(self._pieces, media_type=JSON, headers=self.headers)
         return stream.to_asgi_response(*given, **more)
 
 
@@ -88,6 +88,20 @@ def page(items: list[Any], next_cursor: str | None) -> Answer[Any]:
     return Answer(encode({"items": items, "next_cursor": next_cursor}), media_type=JSON, headers={"Age": "0"})
 
 
+async def begun(pieces: AsyncIterator[bytes]) -> bytes | AsyncIterator[bytes]:
+    """The whole of it where it is short, else what it goes on with: so that what fails early is still answered."""
+    joined = _joined(pieces)
+    first, second = await anext(joined), await anext(joined, None)
+    return first if second is None else _followed((first, second), joined)
+
+
+async def _followed(first: Sequence[bytes], rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    for piece in first:
+        yield piece
+    async for piece in rest:
+        yield piece
+
+
 async def _joined(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """The same bytes in pieces that are worth a message each."""
     held: list[bytes] = []
@@ -99,4 +113,5 @@ async def _joined(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             yield b"".join(held)
             held, size = [], 0
             await asyncio.sleep(0)  # others get their turn
-    yield b"".join(held)
+    if held:
+        yield b"".join(held)

@@ -11,7 +11,7 @@ from litestar.di import NamedDependency, Provide
 from litestar.params import FromPath
 
 from app.agents import Agents, Terms
-from app.api.answers import Answer, Pieces, Show, as_response, encode, etag
+from app.api.answers import Answer, Pieces, Show, as_response, begun, encode, etag
 from app.api.headers import (
     CacheControl,
     FencingToken,
@@ -72,9 +72,9 @@ class ReadCall:
     async def answer_in_pieces(self, agent: str, show: Callable[[AgentRecord], Mapping[str, Any]]) -> Answer[Any]:
         """The same as `answer`, sent while it is encoded: for what may be as long as the agent is."""
 
-        async def shown(record: AgentRecord) -> AsyncIterator[bytes]:
+        async def shown(record: AgentRecord) -> bytes | AsyncIterator[bytes]:
             known, value = await self.filling.asked(record, lambda known: (known, show(known)))
-            return self.filling.pieces(known, value)
+            return await begun(self.filling.pieces(known, value))
 
         return await self._answered(agent, shown)
 
