@@ -152,6 +152,8 @@ class Trial:
             if self.bytes > _FOLD_BYTES or not self._try(request, limits.agent_bytes):
                 self.rest = batch[number:]
                 break
+        if not self.changes:  # nothing is going to be written, and so nothing is sealed
+            self.record, self.size, self.segments = basis, bound, {}
 
     @property
     def requests(self) -> list[Request]:

@@ -15,9 +15,6 @@ from models.history import NotAtHand, Wanted
 from models.ids import ROOT
 from models.segment import Descriptor, line
 
-_AHEAD = 32
-"""Trees of segments that are asked for at once on a way through many."""
-
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
@@ -74,6 +71,8 @@ def whole(record: AgentRecord) -> Iterator[Stretch]:
 def upwards(record: AgentRecord, leaf: str) -> Iterator[str]:
     """The steps of the path, the last first."""
     for stretch in stretches(record, leaf):
+        if stretch.home is not None:
+            _require_at_hand(record, stretch.home)
         yield from reversed(stretch.ids(record))
 
 
@@ -100,10 +99,13 @@ def _inline(record: AgentRecord, leaf: str) -> list[str]:
 
 
 def _require_at_hand(record: AgentRecord, home: Descriptor) -> None:
-    """Raise NotAtHand for the segment's tree, and for those that the way is likely to lead through after it."""
-    history = record.history
-    if home.id in history.segments or home.id in history.trees:
+    """Raise NotAtHand for the segment's tree, and for as many older ones as were asked for already.
+
+    So a way through many segments is begun anew a few times, and a short way reads little.
+    """
+    held = record.history.segments.keys() | record.history.trees.keys()
+    if home.id in held:
         return
-    older = [kept for kept in reversed(record.descriptors) if kept.from_seq <= home.from_seq and not kept.chain]
-    ahead = (kept.id for kept in older if kept.id not in history.segments and kept.id not in history.trees)
-    raise NotAtHand(Wanted(trees=frozenset({home.id, *islice(ahead, _AHEAD)})))
+    older = (kept.id for kept in reversed(record.descriptors) if kept.from_seq <= home.from_seq)
+    ahead = islice((kept for kept in older if kept not in held), max(1, len(held)))
+    raise NotAtHand(Wanted(trees=frozenset({home.id, *ahead})))

@@ -52,11 +52,8 @@ def put_workspace(record: AgentRecord, workspace: Any, stamp: Stamp, *, inline: 
 
 def result_of(record: AgentRecord, key: str) -> Result | None:
     """The result of a key that is seen from HEAD."""
-    for stretch in (*stretches(record, record.head), AT_ROOT):
-        found = results_in(record, stretch).get(key)
-        if found is not None:
-            return found
-    return None
+    found = _nearest(record, record.head, field_name(key))
+    return None if found is None else Result(found, record.bound(found)[field_name(key)])
 
 
 def results_in(record: AgentRecord, stretch: Stretch) -> dict[str, Result]:
@@ -71,25 +68,42 @@ def results_in(record: AgentRecord, stretch: Stretch) -> dict[str, Result]:
 
 def workspace_at(record: AgentRecord, leaf: str) -> Any:
     """The workspace seen from a step: one put there later goes before the step's own; None without any."""
-    for stretch in (*stretches(record, leaf), AT_ROOT):
-        for step in reversed(_bearing(record, stretch, stretch.home is not None and stretch.home.workspaces)):
-            bound = record.bound(step)
-            if WORKSPACE in bound:
-                return bound[WORKSPACE]
-            body = {} if step == ROOT else record.body(step)
-            if "workspace" in body:
-                return body["workspace"]
-    return None
+    step = _nearest(record, leaf, WORKSPACE)
+    if step is None:
+        return None
+    bound = record.bound(step)
+    return bound[WORKSPACE] if WORKSPACE in bound else record.body(step)["workspace"]
 
 
 AT_ROOT = Stretch(None, (ROOT,), 0, 0)
 """Where what was there before the first step is bound."""
 
 
+def _nearest(record: AgentRecord, leaf: str, field: str) -> str | None:
+    """The step, nearest to the end of a path, that something is bound to under a field name, or that brought it."""
+    for stretch in (*stretches(record, leaf), AT_ROOT):
+        home = stretch.home
+        sealed = home is not None and (home.workspaces if field == WORKSPACE else home.results)
+        for step in reversed(_bearing(record, stretch, sealed)):
+            if _bears(record, step, field, sealed=home is not None):
+                return step
+    return None
+
+
+def _bears(record: AgentRecord, step: str, field: str, *, sealed: bool) -> bool:
+    if field in record.results.get(step, ()):
+        return True
+    if sealed:
+        return field in record.node(step).bound
+    return field == WORKSPACE and "workspace" in record.steps.get(step, ())
+
+
 def _bearing(record: AgentRecord, stretch: Stretch, sealed: bool) -> Sequence[str]:
     """The steps of a stretch that something may be bound to; `sealed`: its segment holds such things."""
-    if stretch.home is None or sealed:
+    if stretch.home is None:
         return stretch.ids(record)
+    if sealed:
+        return [step for step in stretch.ids(record) if step in record.results or record.node(step).bound]
     record.require_known(late(record))
     lately = {step for step in late(record) if record.home(step) == stretch.home}
     return [step for step in stretch.ids(record) if step in lately] if lately else ()

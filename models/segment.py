@@ -6,7 +6,7 @@ share them: a fork's descriptor shows of a segment only the path that it inherit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -33,6 +33,8 @@ class Node(NamedTuple):
     seq: int
     turn_id: str
     version: int
+    bound: Collection[str] = ()
+    """Of a sealed step: field names of what is bound to it, and of the workspace that it brought."""
 
 
 Tree = Mapping[str, Node]
@@ -51,7 +53,7 @@ class Segment:
     @cached_property
     def tree(self) -> Tree:
         """The steps without their content."""
-        return {step: node_of(body) for step, body in self.steps.items()}
+        return {step: node_of(body)._replace(bound=self._bound(step)) for step, body in self.steps.items()}
 
     @cached_property
     def size(self) -> int:
@@ -69,21 +71,26 @@ class Segment:
             "seqs": [node.seq for node in nodes],
             "turns": [node.turn_id for node in nodes],
             "versions": [node.version for node in nodes],
+            "bound": [node.bound for node in nodes],
         }
 
     def content(self) -> bytes:
         """What is in it, as BSON of `steps` and `results`."""
         return bson.encode({"steps": self.steps, "results": self.results})
 
+    def _bound(self, step: str) -> list[str]:
+        own = [WORKSPACE] if "workspace" in self.steps[step] else []
+        return sorted({*self.results.get(step, {}), *own})
 
-TREE_FIELDS = ("ids", "parents", "seqs", "turns", "versions")
+
+TREE_FIELDS = ("ids", "parents", "seqs", "turns", "versions", "bound")
 """Fields of a stored segment that hold its tree, in lists of equal length."""
 
 
 def tree_of(document: Mapping[str, Any]) -> Tree:
     """The tree of a stored segment. Raises KeyError, ValueError when it is not whole."""
-    ids, parents, seqs, turns, versions = (document[name] for name in TREE_FIELDS)
-    nodes = (Node(*row) for row in zip(parents, seqs, turns, versions, strict=True))
+    ids, parents, seqs, turns, versions, bound = (document[name] for name in TREE_FIELDS)
+    nodes = (Node(*row) for row in zip(parents, seqs, turns, versions, bound, strict=True))
     return dict(zip(ids, nodes, strict=True))
 
 
@@ -130,7 +137,7 @@ class Descriptor:
         ids, nodes = list(segment.tree), list(segment.tree.values())
         above = [nodes[0].parent_id, *ids]
         chain = all(node.parent_id == parent for node, parent in zip(nodes, above, strict=False))
-        fields = {field for bound in segment.results.values() for field in bound}
+        fields = {field for node in nodes for field in node.bound}
         return cls(
             id=segment.id,
             last=ids[-1],
@@ -144,7 +151,7 @@ class Descriptor:
             to_version=max(node.version for node in nodes),
             bytes=segment.size,
             results=bool(fields - {WORKSPACE}),
-            workspaces=WORKSPACE in fields or any("workspace" in body for body in segment.steps.values()),
+            workspaces=WORKSPACE in fields,
         )
 
     @classmethod
@@ -182,6 +189,7 @@ class StoredSegment(Document):
     seqs: list[int]
     turns: list[str]
     versions: list[int]
+    bound: list[list[str]]
     data: bytes = Field(description="zstd of the BSON of steps and results")
     mark: str | None = Field(default=None, description="Set by a collector that found no agent to keep it.")
 

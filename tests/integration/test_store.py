@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import Context
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 from uuid import uuid4
 
@@ -37,6 +38,7 @@ from models.errors import (
     VersionConflict,
 )
 from models.event import Event
+from models.ids import ROOT
 from models.profile import patch_profile, patch_settings
 from models.results import put_result
 from models.tenant import ANONYMOUS, Scope
@@ -832,3 +834,23 @@ async def test_full_agent_can_still_be_made_smaller(benches: Benches) -> None:
     await _until_full(small)
     assert (await small.stored()).stored_bytes() <= 64 * 1024
     assert (await small.commit(naming("B"))).record.name == "B"
+
+
+async def test_request_that_changes_nothing_seals_nothing(benches: Benches) -> None:
+    """Not even in memory, where the next write begins; also under an Idempotency-Key, which is written by itself."""
+    growing: Bench = await benches(seal_bytes=1024)
+    await growing.commit(creating(), creates=True)
+    await growing.commit(binding("k", 1, ROOT))
+    for name, terms in (("a", {}), ("b", {"once": once("key")})):
+        large = [Draft(f"{name}{number}", {"role": "user", "content": "x" * 200}) for number in range(9)]
+        await growing.commit(lambda record, stamp, large=large: append(record, large, stamp))
+        before = await growing.stored()
+        done = await growing.commit(binding("k", 1, ROOT), **terms)
+        assert not done.changed
+        assert (await growing.stored()).document() == before.document()
+        await growing.commit(appending(f"{name}last"))
+    sealed = await growing.stored()
+    seqs = sorted((kept["from_seq"], kept["to_seq"]) for kept in sealed.sealed.values())
+    assert all(before[1] + 1 == after[0] for before, after in pairwise(seqs))
+    assert min(body["seq"] for body in sealed.steps.values()) == seqs[-1][1] + 1
+    assert sum(kept["count"] for kept in sealed.sealed.values()) + len(sealed.steps) == sealed.step_count == 20
