@@ -386,7 +386,7 @@ async def test_rebased_writes_of_two_replicas_all_land(benches: Benches, bench: 
     await other.commit(naming("Bea"))
     done = await asyncio.gather(*(replica.commit(setting(f"{n}")) for n, replica in enumerate((bench, other) * 10)))
     assert sorted(committed.record.version for committed in done) == list(range(4, 24))
-    assert len((await bench.stored()).settings) == 20
+    assert len((await bench.stored()).settings) == 36
     assert bench.count("rebases") + other.count("rebases") >= 1
 
 
@@ -848,9 +848,10 @@ async def test_request_that_changes_nothing_seals_nothing(benches: Benches) -> N
         done = await growing.commit(binding("k", 1, ROOT), **terms)
         assert not done.changed
         assert (await growing.stored()).document() == before.document()
-        await growing.commit(appending(f"{name}last"))
+        for number in range(9):
+            await growing.commit(appending(f"{name}more{number}", content="x" * 200))
     sealed = await growing.stored()
     seqs = sorted((kept["from_seq"], kept["to_seq"]) for kept in sealed.sealed.values())
     assert all(before[1] + 1 == after[0] for before, after in pairwise(seqs))
     assert min(body["seq"] for body in sealed.steps.values()) == seqs[-1][1] + 1
-    assert sum(kept["count"] for kept in sealed.sealed.values()) + len(sealed.steps) == sealed.step_count == 20
+    assert sum(kept["count"] for kept in sealed.sealed.values()) + len(sealed.steps) == sealed.step_count == 36
