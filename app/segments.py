@@ -7,7 +7,7 @@ no agent keeps. Guarantee: storing one again takes its mark off, so a collector 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any, TypeVar
 
@@ -90,7 +90,7 @@ class Segments:
 
     def supplied_now(self, record: AgentRecord, wanted: Wanted) -> AgentRecord | None:
         """The same from memory alone; None when that does not do."""
-        segments, trees = self._segments.held(wanted.segments), self._trees.held(wanted.trees)
+        segments, trees = self._segments.held(wanted.segments), self._trees_held(wanted.trees)
         known = self._trees_with(record, wanted.steps)
         missing = wanted.turns or wanted.steps.difference(*known.values())
         if missing or len(segments) < len(wanted.segments) or len(trees) < len(wanted.trees):
@@ -101,11 +101,19 @@ class Segments:
         """Trees in memory in which the agent sees some of the steps."""
         found: dict[str, Tree] = {}
         for kept in record.descriptors if steps else ():
-            segment = self._segments.get(kept.id)
-            tree = self._trees.get(kept.id) if segment is None else segment.tree
+            tree = self._tree_held(kept.id)
             if tree is not None and any(step in tree for step in steps) and not steps.isdisjoint(kept.seen(tree)):
                 found[kept.id] = tree
         return found
+
+    def _trees_held(self, keys: Iterable[str]) -> dict[str, Tree]:
+        """Those of the trees that are in memory, by themselves or with their segments."""
+        found = ((key, self._tree_held(key)) for key in keys)
+        return {key: tree for key, tree in found if tree is not None}
+
+    def _tree_held(self, key: str) -> Tree | None:
+        segment = self._segments.get(key)
+        return self._trees.get(key) if segment is None else segment.tree
 
     async def _whole(self, keys: AbstractSet[str]) -> dict[str, Segment]:
         found = self._segments.held(keys)
@@ -116,7 +124,7 @@ class Segments:
         return _all_of(keys, found)
 
     async def _bare(self, keys: AbstractSet[str]) -> dict[str, Tree]:
-        found = self._trees.held(keys)
+        found = self._trees_held(keys)
         async for document in self._read(keys - found.keys(), TREE_FIELDS):
             tree = found[document["_id"]] = tree_of(document)
             self._trees.put(document["_id"], tree, _NODE_BYTES * len(tree))

@@ -50,20 +50,34 @@ def show(entry: Entry, held: Shown | None, filling: Filling) -> Shown:
 
 
 def _show(record: AgentRecord, held: Shown | None, filling: Filling) -> Shown:
-    path = list(islice(upwards(record, record.head), views.STEPS_LIMIT + 1))[::-1]
+    new, found = _since(record, held)
     kept, apart, steps = 0, 0, memoryview(b"")
-    if held is not None and 0 < held.count <= len(path) and record.body(path[held.count - 1]) is held.newest:
-        kept, apart, steps = held.count, held.apart, memoryview(held.body)[held.steps_from : held.steps_to]
-    apart += sum(bytes_apart(record.body(step)) for step in path[kept:])
-    if len(path) > views.STEPS_LIMIT or apart > ANSWER_BYTES:
+    if found is not None:
+        kept, apart, steps = found.count, found.apart, memoryview(found.body)[found.steps_from : found.steps_to]
+    apart += sum(bytes_apart(record.body(step)) for step in new)
+    count = kept + len(new)
+    if count > views.STEPS_LIMIT or apart > ANSWER_BYTES:
         return _shown(record.version, filling.encoded_now(record, views.agent(record)), (0, 0), 0, 0, None)
     fields = filling.encoded_now(record, {**views.summary(record), "workspace": workspace_at(record, record.head)})
-    added = memoryview(filling.encoded_now(record, [record.step(step) for step in path[kept:]]))[1:-1]
+    added = memoryview(filling.encoded_now(record, [record.step(step) for step in new]))[1:-1]
     between = b"," if steps and added else b""
     body = b"".join((memoryview(fields)[:-1], _STEPS_HEAD, steps, between, added, _STEPS_TAIL))
     start = len(fields) - 1 + len(_STEPS_HEAD)
-    newest = record.body(path[-1]) if path else None
-    return _shown(record.version, body, (start, len(body) - len(_STEPS_TAIL)), len(path), apart, newest)
+    newest = record.body(record.head) if count else None
+    return _shown(record.version, body, (start, len(body) - len(_STEPS_TAIL)), count, apart, newest)
+
+
+def _since(record: AgentRecord, held: Shown | None) -> tuple[list[str], Shown | None]:
+    """The steps of the path after those that were shown, and what was shown; all of them, and None, where that is gone.
+
+    Of a path that is too long to be shown whole, one more than is shown.
+    """
+    new: list[str] = []
+    for step in islice(upwards(record, record.head), views.STEPS_LIMIT + 1):
+        if held is not None and held.newest is not None and record.steps.get(step) is held.newest:
+            return new[::-1], held
+        new.append(step)
+    return new[::-1], None
 
 
 def _shown(

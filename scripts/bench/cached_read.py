@@ -15,7 +15,7 @@ from models.tenant import DEFAULT_TENANT, Right
 from scripts.bench.http_client import get
 from scripts.bench.http_load import load
 from scripts.bench.lab import Lab
-from scripts.bench.material import LONG_STEPS, SHORT_STEPS, make_agent
+from scripts.bench.material import LONG_STEPS, SHORT_STEPS, hold, make_agent
 from scripts.bench.processes import Server, cpu_seconds
 from scripts.bench.report import Bound, Finding, Row, compared
 from scripts.bench.rounds import Variant, take_turns
@@ -120,6 +120,7 @@ async def _place(lab: Lab, *, keyed: bool) -> AsyncIterator[_Place]:
 
 async def _known(runtime: Runtime, steps: int) -> _Known:
     record = await make_agent(runtime.agents, steps)
+    await hold(runtime, record)
     shown = show(Entry(record, 0.0, 0), None, runtime.filling)
     return _Known(record.name_in_tenant, shown.etag.decode(), len(shown.body))
 

@@ -18,6 +18,7 @@ from app.clock import SystemClock
 from app.config import Settings
 from app.filling import Filling
 from app.runtime import Runtime
+from scripts.bench.material import hold
 from scripts.bench.processes import resident_bytes
 
 _ROOM = 2**40
@@ -39,7 +40,9 @@ async def _filled(uri: str, database: str, keys: list[str]) -> dict[str, float]:
     cache.opened()
     begin = _resident()
     for key in keys:
-        cache.land(cache.depart(key), await runtime.store.read(key))
+        record = await runtime.store.read(key)
+        await hold(runtime, record)
+        cache.land(cache.depart(key), record)
     records, counted = _resident() - begin, cache.bytes
     cache.beat(clock.monotonic(), (1, 1))
     sizes = [_show(cache, runtime.filling, key) for key in keys]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from app.agents import Agents, Terms
+from app.api import views
+from app.runtime import Runtime
 from models.agent import AgentRecord
 from models.tenant import ANONYMOUS
 
@@ -28,6 +30,11 @@ GIVEN: dict[str, Any] = {
 """A step as a caller sends it: 1 024 bytes of JSON."""
 
 
+async def hold(runtime: Runtime, agent: AgentRecord) -> None:
+    """Bring into memory what the agent's answer takes beside its document."""
+    await runtime.filling.asked(agent, views.agent)
+
+
 async def make_agent(agents: Agents, steps: int) -> AgentRecord:
     """A new agent with that many steps, made through the front door."""
     made = await agents.create(ANONYMOUS, {"name": "bench"}, Terms(), steps=[GIVEN] * min(steps, _BATCH))
@@ -35,4 +42,4 @@ async def make_agent(agents: Agents, steps: int) -> AgentRecord:
     for done in range(_BATCH, steps, _BATCH):
         batch = [GIVEN] * min(_BATCH, steps - done)
         made = await agents.append(ANONYMOUS, agent, batch, Terms(), advance_head=True)
-    return made.record
+    return made.record.bare()

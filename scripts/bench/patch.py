@@ -18,7 +18,7 @@ from models.event import Event, Time
 from models.tenant import ANONYMOUS
 from scripts.bench.event_replay import event_of, held, microseconds_each, recorded
 from scripts.bench.lab import Lab
-from scripts.bench.material import make_agent
+from scripts.bench.material import hold, make_agent
 from scripts.bench.report import Bound, Finding, Row, compared
 from scripts.bench.rounds import Turn, Variant, milliseconds_each, take_turns
 from scripts.bench.scale import Scale
@@ -59,6 +59,8 @@ async def _answers(
 ) -> list[Row]:
     events = [event_of(change) for change in changes[: scale.calls]]
     as_long = await make_agent(runtime.agents, steps + len(events) // 2)
+    for agent in (base, as_long):
+        await hold(runtime, agent)
     variants = [
         Variant(_PATCH, _by_patch(runtime, base, events)),
         Variant(_RELOAD, _by_reload(runtime, as_long.id, events[-1].time, scale)),

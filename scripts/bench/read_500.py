@@ -7,7 +7,6 @@ from contextlib import AsyncExitStack
 import orjson
 
 from app.api import views
-from app.api.answers import encode
 from app.mongo import Collection
 from app.reads import Freshness
 from app.runtime import Runtime
@@ -80,7 +79,8 @@ def _by_driver(collection: Collection, agent: AgentRecord, scale: Scale) -> Turn
 def _by_service(runtime: Runtime, agent: AgentRecord, scale: Scale) -> Turn:
     async def read() -> bytes:
         seen = await runtime.agents.get(ANONYMOUS, agent.name_in_tenant, Freshness())
-        return encode(views.agent(seen.record))
+        known, shown = await runtime.filling.asked(seen.record, lambda known: (known, views.agent(known)))
+        return await runtime.filling.encoded(known, shown)
 
     return lambda: milliseconds_each(read, scale.calls)
 

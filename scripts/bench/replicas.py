@@ -22,9 +22,9 @@ _ONE = "one replica"
 _TWO = "two replicas"
 _ABOUT = (
     f"{_CLIENTS} clients that work on {_AGENTS} agents without a pause, all through one replica, or half of them "
-    "through each of two. Client, replicas and database share the machine's processors: where one replica keeps a processor "
-    "busy and the database and the client the other, a second replica has nothing to run on. '/cpu s' is operations "
-    "per second of the replicas' processor time, their heartbeats and change streams included. The mix: "
+    "through each of two. Client, replicas and database share the machine's processors: where one replica keeps a "
+    "processor busy and the database and the client the other, a second replica has nothing to run on. '/cpu s' is "
+    "operations per second of the replicas' processor time, their heartbeats and change streams included. The mix: "
 )
 
 

@@ -27,8 +27,8 @@ _SMALL = 16 * 1024 * 1024
 _MB = 1024 * 1024
 _ABOUT = (
     f"{_CLIENTS} clients without a pause and {_READERS} readers of feeds that are opened anew every few seconds, over "
-    "two replicas. Resident memory, once a second: the median of the third tenth of the run (when the caches, made small "
-    "for this, are full) beside that of the last. Flat means a ratio of about 1. The mix: "
+    "two replicas. Resident memory, once a second: the median of the third tenth of the run (when the caches, made "
+    "small for this, are full) beside that of the last. Flat means a ratio of about 1. The mix: "
 )
 
 
