@@ -254,7 +254,7 @@ class Agents:
             else:
                 filled = tree.append(draft, drafts, stamp, inline=self._settings.inline_bytes)
                 created = create(previous, filled.record, stamp, blobs={**blobs, **filled.blobs})
-            return sealed_at_birth(created, self._settings.seal_over_bytes, stamp.name)
+            return sealed_at_birth(created, self._settings.seal_over_bytes)
 
         return await self._store.commit(scope, agent, move, guard=_guard(scope, terms), once=terms.once, creates=True)
 

@@ -116,6 +116,7 @@ class Collector:
             yield agent.get("steps", {}), agent.get("results", {})
         async for document in self._of_tenant(self._mongo.segments, tenant, {"data": 1, "mark": 1}):
             if without_mark is None or document.get("mark") != without_mark:
+                await asyncio.sleep(0)  # the replica that this runs in has others to serve
                 segment = opened(document)
                 yield segment.steps, segment.results
 

@@ -130,7 +130,8 @@ class Filling:
         opening, closing = (b"{", b"}") if made.keyed else (b"[", b"]")
         between = opening
         told: set[str] = set()
-        for part in await self.asked(record, lambda known: list(made.parts(known))):
+        record, parts = await self.asked(record, lambda known: (known, list(made.parts(known))))
+        for part in parts:
             known, items = await self.asked(record, partial(_items, made, part))
             for item in items:
                 if not made.keyed:

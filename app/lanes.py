@@ -11,7 +11,7 @@ import contextlib
 import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import bson
@@ -21,7 +21,7 @@ from pymongo import InsertOne, UpdateOne
 
 from app.mongo import CODEC, Write
 from models.agent import AgentRecord
-from models.change import OP_SLOTS, Change, Stamp, envelope, fold, may_share
+from models.change import OP_SLOTS, STEP, Change, Stamp, envelope, fold, may_share
 from models.commit import Guard, Reply
 from models.errors import HoldfastError, InvalidRequest, TooLarge
 from models.event import Event
@@ -131,29 +131,35 @@ class Trial:
 
     def __init__(self, basis: AgentRecord, bound: int, batch: Sequence[Request], now: Stamp, limits: Limits) -> None:
         self.basis = basis
+        self.stamp = now
         self.op = secrets.randbits(63)
-        self.stamp = replace(now, name=f"{self.op:016x}")
-        self.record, self.size = basis, bound
-        self._sealing: Sealing | None = None
-        self.segments: dict[str, Segment | None] = {}
-        """What has to be stored, like the blobs, before the trial is written."""
-        self._make_room(limits.seal_bytes)
+        self.event: Event | None = None
+        """What the change stream is going to say of it, once it has been written."""
+        self._limits = limits
+        self._apply(batch, None, basis, bound)
+        due = bool(self.changes) and basis.exists and may_be_due(basis, bound, limits.seal_bytes)
+        sealing = seal(basis, limits.seal_bytes) if due else None
+        if sealing is not None:
+            self._apply(batch, sealing, sealing.record, sealing.record.stored_bytes())
+
+    def _apply(self, batch: Sequence[Request], sealing: Sealing | None, record: AgentRecord, size: int) -> None:
+        """Apply the moves, one on another, to the basis as it is or with its older steps sealed."""
+        self._sealing = sealing
+        self.record, self.size = record, size
         self.changes: list[Change] = []
         self._traces: list[str | None] = []
         self.results: list[tuple[Request, Committed | Exception]] = []
-        self.event: Event | None = None
-        """What the change stream is going to say of it, once it has been written."""
         self.bytes = 0
         self.blobs: dict[Binary, bytes | None] = {}
+        self.segments: dict[str, Segment | None] = {} if sealing is None else dict(sealing.segments)
+        """What has to be stored, like the blobs, before the trial is written."""
         self.lacking = Wanted()
         """What the moves need of the agent's history and is not at hand: then the trial does not count."""
         self.rest: Sequence[Request] = ()
         for number, request in enumerate(batch):
-            if self.bytes > _FOLD_BYTES or not self._try(request, limits.agent_bytes):
+            if self.bytes > _FOLD_BYTES or not self._try(request):
                 self.rest = batch[number:]
                 break
-        if not self.changes:  # nothing is going to be written, and so nothing is sealed
-            self.record, self.size, self.segments = basis, bound, {}
 
     @property
     def requests(self) -> list[Request]:
@@ -205,15 +211,7 @@ class Trial:
             if isinstance(result, Committed) and result.record is unsealed:
                 self.results[number] = (request, Committed(self.record, result.answer, result.changed))
 
-    def _make_room(self, seal_bytes: int) -> None:
-        """Seal the basis's older steps when it has too many, so that the moves find room."""
-        if self.basis.exists and may_be_due(self.basis, self.size, seal_bytes):
-            self._sealing = seal(self.basis, seal_bytes, self.stamp.name)
-            if self._sealing is not None:
-                self.record, self.segments = self._sealing.record, dict(self._sealing.segments)
-            self.size = self.record.stored_bytes()
-
-    def _try(self, request: Request, limit: int) -> bool:
+    def _try(self, request: Request) -> bool:
         """Apply a request's move; False when its change has to wait for an update of its own."""
         try:
             if not request.creates:
@@ -223,7 +221,7 @@ class Trial:
             if change.kinds and not may_share([earlier.kinds for earlier in self.changes], change.kinds):
                 return False
             if change.kinds:
-                self._grow(change, limit)
+                self._grow(change)
         except HoldfastError as error:
             self.results.append((request, error))
             return True
@@ -239,8 +237,12 @@ class Trial:
         self.results.append((request, Committed(change.record, change.answer, changed=bool(change.kinds))))
         return True
 
-    def _grow(self, change: Change, limit: int) -> None:
-        """Count what the change may add at most; raises TooLarge before anything is written."""
+    def _grow(self, change: Change) -> None:
+        """Count what the change may add at most; raises TooLarge before anything is written.
+
+        What is no step leaves room for steps, which can be sealed when there are more of them.
+        """
+        limit = self._limits.agent_bytes - (0 if STEP in change.kinds else self._limits.seal_bytes)
         try:
             growth = len(bson.encode({"": change.sets}, codec_options=CODEC))
         except (BSONError, OverflowError) as error:

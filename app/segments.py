@@ -7,7 +7,7 @@ no agent keeps. Guarantee: storing one again takes its mark off, so a collector 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any, TypeVar
 
@@ -31,6 +31,8 @@ _BYTES_EACH = 4
 _NODE_BYTES = 400
 _READ_AT_ONCE = 8
 _LEVEL = 3
+_CALL_BYTES = 4 * 1024 * 1024
+_CALL_SEGMENTS = 1_000
 
 
 class Gone(Exception):
@@ -56,11 +58,14 @@ class Segments:
 
         Raises PyMongoError; Damaged when one is missing.
         """
-        for key, segment in segments.items():
+        for part in _parts(segments):
             with pymongo.timeout(self._seconds):
-                done = await self._mongo.segments.bulk_write([_write(key, segment)])
-            if done.matched_count + done.upserted_count != 1:
+                done = await self._mongo.segments.bulk_write(
+                    [_write(key, segment) for key, segment in part], ordered=False
+                )
+            if done.matched_count + done.upserted_count != len(part):
                 raise Damaged("A segment that is referred to is not there.")
+        for key, segment in segments.items():
             if segment is not None:
                 self._segments.put(key, segment, _BYTES_EACH * segment.size)
 
@@ -181,6 +186,20 @@ def _segment(key: str, content: bytes) -> Segment:
         return Segment(key, found["steps"], found["results"])
     except (BSONError, KeyError) as error:
         raise Damaged(f"The segment {key} can't be read.") from error
+
+
+def _parts(segments: Mapping[str, Segment | None]) -> Iterator[list[tuple[str, Segment | None]]]:
+    """The segments in parts that one call may take."""
+    part: list[tuple[str, Segment | None]] = []
+    size = 0
+    for key, segment in segments.items():
+        part.append((key, segment))
+        size += 0 if segment is None else segment.size
+        if size >= _CALL_BYTES or len(part) == _CALL_SEGMENTS:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
 
 
 def _write(key: str, segment: Segment | None) -> UpdateOne:

@@ -242,6 +242,13 @@ class Store:
 
     async def _serve(self, lane: Lane, batch: list[Request]) -> None:
         """Bring every request of the batch to its end."""
+        try:
+            await self._bring_to_its_end(lane, batch)
+        finally:
+            if lane.basis is not None:  # what was read of its segments is not remembered
+                lane.basis = lane.basis.bare()
+
+    async def _bring_to_its_end(self, lane: Lane, batch: list[Request]) -> None:
         certain = False
         if batch[0].once:  # whether the agent is there is judged before the record is looked up
             self._remember(lane, None)
@@ -262,6 +269,8 @@ class Store:
             elif trial.writes(certain=certain):
                 if not await self._apart_stored(trial):
                     await backoff.pause()
+                    continue
+                if any(request.given_up for request in trial.requests):  # told meanwhile that nothing was written
                     continue
                 certain = False
                 if await self._applied(lane, trial):
@@ -289,7 +298,7 @@ class Store:
             for request in doubtless:  # what an earlier transaction left unknown stays so
                 request.sent = outcome is Outcome.UNKNOWN
             return False
-        self._remember(lane, trial.record.bare(), trial.size)
+        self._remember(lane, trial.record, trial.size)
         if trial.event is not None:
             self._observer.wrote(trial.event)
         self._count(trial)

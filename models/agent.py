@@ -8,6 +8,7 @@ branches), `models.results` (results, workspace) and `models.profile` (everythin
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import datetime
 from typing import Any
 
@@ -224,10 +225,14 @@ class AgentRecord(BaseModel):
 
     def trees(self) -> dict[str, Tree]:
         """The trees of all segments, by id. Raises NotAtHand, at once for all of them."""
-        missing = {kept.id for kept in self.descriptors} - self.history.segments.keys() - self.history.trees.keys()
+        self.require_trees({kept.id for kept in self.descriptors})
+        return {kept.id: self.tree(kept) for kept in self.descriptors}
+
+    def require_trees(self, segments: AbstractSet[str]) -> None:
+        """Raise NotAtHand, at once for all of them, unless the segments' trees are at hand."""
+        missing = segments - self.history.segments.keys() - self.history.trees.keys()
         if missing:
             raise NotAtHand(Wanted(trees=frozenset(missing)))
-        return {kept.id: self.tree(kept) for kept in self.descriptors}
 
     def require_known(self, steps: Collection[str]) -> None:
         """Raise NotAtHand, at once for all of them, unless it is known of each whether it is sealed."""
@@ -238,7 +243,9 @@ class AgentRecord(BaseModel):
 
     def bare(self) -> AgentRecord:
         """The same without what was read of its segments."""
-        return self.model_copy(update={"history": NOTHING}) if self.history is not NOTHING else self
+        bare = self.model_copy(update={"history": NOTHING})
+        bare.__dict__.pop("directory", None)  # it remembers what it was made from
+        return bare
 
     @property
     def _directory(self) -> Directory:
@@ -252,8 +259,9 @@ class AgentRecord(BaseModel):
         """The same for a step that is in none of the trees at hand, from what a search for it found."""
         if step not in self.history.steps:
             raise NotAtHand(Wanted(steps=frozenset({step})))
-        for kept in self.descriptors:
-            if kept.id in self.history.steps[step] and (not kept.part or step in kept.seen(self.tree(kept))):
+        for key in self.history.steps[step]:
+            kept = self._directory.by_id.get(key)
+            if kept is not None and (not kept.part or step in kept.seen(self.tree(kept))):
                 return kept
         return None
 

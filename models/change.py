@@ -35,11 +35,10 @@ _ABOUT_HEAD = frozenset({HEAD, BRANCHES, WORKSPACE})
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """When a commit is made, by whom (key id), and a name that no other attempt to make it has."""
+    """When a commit is made, and by whom (key id)."""
 
     now: datetime
     by: str
-    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)

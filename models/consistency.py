@@ -17,7 +17,7 @@ from models.blob import Damaged
 from models.change import OP_SLOTS
 from models.execution import State, status_of
 from models.history import History
-from models.ids import ROOT
+from models.ids import ROOT, WORKSPACE
 from models.profile import label_terms
 from models.prompt import DEPTH_LIMIT, FIELD, StoredPrompt, is_prompt
 from models.segment import INHERITED_VERSION, Descriptor, Segment, Tree, line
@@ -55,12 +55,15 @@ class Past:
 
     def __init__(self, trees: Mapping[str, Tree] | None = None) -> None:
         self.trees: dict[str, Tree] = dict(trees or {})
-        self.prompts: dict[str, _Outline] = {}
+        self.prompts: dict[str, dict[str, _Outline]] = {}
+        """By segment and step."""
+        self.sizes: dict[str, int] = {}
 
     def add(self, segment: Segment) -> None:
         """Remember a segment. Raises KeyError, TypeError, Damaged where it can't be read."""
         self.trees[segment.id] = segment.tree
-        self.prompts |= _outlines(segment.steps)
+        self.prompts[segment.id] = _outlines(segment.steps)
+        self.sizes[segment.id] = segment.size
 
 
 def flaws(document: Mapping[str, Any], past: Past) -> list[Flaw]:
@@ -119,14 +122,14 @@ def _of_a_tombstone(record: AgentRecord, document: Mapping[str, Any]) -> Iterato
 
 def _of_an_agent(record: AgentRecord, past: Past) -> Iterator[Flaw]:
     there = {step for kept in record.descriptors for step in kept.seen(record.tree(kept))} | record.steps.keys()
-    yield from _segments(record, there)
+    yield from _segments(record, past, there)
     yield from _steps(record, there)
     yield from _places(record, {ROOT, *there})
     yield from _derived(record)
     yield from _prompts(record, past, there)
 
 
-def _segments(record: AgentRecord, there: AbstractSet[str]) -> Iterator[Flaw]:
+def _segments(record: AgentRecord, past: Past, there: AbstractSet[str]) -> Iterator[Flaw]:
     """Descriptors say of segments what is so, and segments come one after another, before what is not sealed."""
     seq = 0
     for key, stored in sorted(record.sealed.items(), key=lambda kept: int(kept[1]["from_seq"])):
@@ -138,8 +141,11 @@ def _segments(record: AgentRecord, there: AbstractSet[str]) -> Iterator[Flaw]:
             continue
         first, last = tree[seen[0]], tree[seen[-1]]
         highest = INHERITED_VERSION if kept.inherited else max(tree[step].version for step in seen)
-        found = (seen[-1], len(seen), first.seq, last.seq, highest)
-        if found != (kept.last, kept.count, kept.from_seq, kept.to_seq, kept.to_version) or key != str(kept.from_seq):
+        fields = {field for step in tree.values() for field in step.bound}
+        found = (seen[-1], len(seen), first.seq, last.seq, highest, bool(fields - {WORKSPACE}), WORKSPACE in fields)
+        said = (kept.last, kept.count, kept.from_seq, kept.to_seq, kept.to_version, kept.results, kept.workspaces)
+        other_size = not kept.part and past.sizes.get(kept.id, kept.bytes) != kept.bytes
+        if found != said or other_size or key != str(kept.from_seq):
             yield Flaw(f"what it says of its segment {kept.id} is not so")
         if kept.chain and (line(tree, kept.last) != seen or first.parent_id != kept.parent):
             yield Flaw(f"its segment {kept.id} is not the line that it says")
@@ -219,7 +225,10 @@ def _outlines(steps: Mapping[str, Mapping[str, Any]]) -> dict[str, _Outline]:
 
 
 def _prompts(record: AgentRecord, past: Past, there: AbstractSet[str]) -> Iterator[Flaw]:
-    outlines = {**past.prompts, **_outlines(record.steps)}
+    outlines = _outlines(record.steps)
+    for kept in record.descriptors:
+        held = past.prompts.get(kept.id, {})
+        outlines |= {step: held[step] for step in kept.seen(record.tree(kept)) if step in held}
     for step in outlines.keys() & there:
         for text in _of_a_prompt(record, step, outlines, there):
             yield Flaw(f"the prompt of the step '{step}' {text}")

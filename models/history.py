@@ -85,6 +85,7 @@ class Directory:
         self._sealed = sealed
         self._history = history
         self.descriptors = sorted((Descriptor.read(kept) for kept in sealed.values()), key=lambda kept: kept.from_seq)
+        self.by_id = {kept.id: kept for kept in self.descriptors}
         self.homes = {kept.last: kept for kept in self.descriptors}
         for kept in self.descriptors:
             if kept.id in history.segments or kept.id in history.trees:

@@ -12,6 +12,9 @@ from models.history import NotAtHand, Wanted
 from models.packing import bytes_apart
 from models.path import Stretch, stretches, whole
 
+_FEW = 1_000
+"""So many steps may be in an answer whatever they take in their segments."""
+
 ANSWER_BYTES = 64 * 1024 * 1024
 """What the steps of one answer may take that is stored apart from the document; the rest comes with the next page."""
 
@@ -60,7 +63,7 @@ def fitting(record: AgentRecord, steps: Iterable[str]) -> int:
     """How many of the steps, in this order, go into one answer: the first in any case."""
     room, count = ANSWER_BYTES, 0
     for step in steps:
-        home = record.home(step)
+        home = record.home(step) if count >= _FEW else None
         room -= bytes_apart(record.body(step)) + (0 if home is None else home.bytes // home.count)
         if count and room < 0:
             break

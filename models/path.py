@@ -81,9 +81,24 @@ def path(record: AgentRecord, leaf: str | None = None) -> list[str]:
     return list(upwards(record, record.head if leaf is None else leaf))[::-1]
 
 
-def late(record: AgentRecord) -> list[str]:
-    """Sealed steps to which something was bound after they were sealed."""
-    return [step for step in record.results if step != ROOT and step not in record.steps]
+def late(record: AgentRecord, field: str | None = None) -> dict[str, set[str]]:
+    """Sealed steps to which something (of this field name, if one is given) was bound afterwards, by segment.
+
+    The trees of these segments are at hand then. Raises NotAtHand, at once for all that it takes.
+    """
+    steps = [
+        step
+        for step, bound in record.results.items()
+        if step != ROOT and step not in record.steps and (field is None or field in bound)
+    ]
+    record.require_known(steps)
+    found: dict[str, set[str]] = {}
+    for step in steps:
+        home = record.home(step)
+        if home is not None:
+            found.setdefault(home.id, set()).add(step)
+    record.require_trees(found.keys())
+    return found
 
 
 def _inline(record: AgentRecord, leaf: str) -> list[str]:

@@ -5,7 +5,8 @@ One rule for both. The workspace is a result under a reserved field name that no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,9 +59,10 @@ def result_of(record: AgentRecord, key: str) -> Result | None:
 
 def results_in(record: AgentRecord, stretch: Stretch) -> dict[str, Result]:
     """The results bound in a stretch of a path, by key: of several the last."""
+    sealed = stretch.home is not None and stretch.home.results
     return {
         plain_name(field): Result(step, result)
-        for step in _bearing(record, stretch, stretch.home is not None and stretch.home.results)
+        for step in _bearing(record, stretch, late(record), sealed=sealed)
         for field, result in record.bound(step).items()
         if field != WORKSPACE
     }
@@ -81,10 +83,11 @@ AT_ROOT = Stretch(None, (ROOT,), 0, 0)
 
 def _nearest(record: AgentRecord, leaf: str, field: str) -> str | None:
     """The step, nearest to the end of a path, that something is bound to under a field name, or that brought it."""
+    lately = late(record, field)
     for stretch in (*stretches(record, leaf), AT_ROOT):
         home = stretch.home
         sealed = home is not None and (home.workspaces if field == WORKSPACE else home.results)
-        for step in reversed(_bearing(record, stretch, sealed)):
+        for step in reversed(_bearing(record, stretch, lately, sealed=sealed)):
             if _bears(record, step, field, sealed=home is not None):
                 return step
     return None
@@ -98,15 +101,17 @@ def _bears(record: AgentRecord, step: str, field: str, *, sealed: bool) -> bool:
     return field == WORKSPACE and "workspace" in record.steps.get(step, ())
 
 
-def _bearing(record: AgentRecord, stretch: Stretch, sealed: bool) -> Sequence[str]:
+def _bearing(
+    record: AgentRecord, stretch: Stretch, lately: Mapping[str, AbstractSet[str]], *, sealed: bool
+) -> Sequence[str]:
     """The steps of a stretch that something may be bound to; `sealed`: its segment holds such things."""
     if stretch.home is None:
         return stretch.ids(record)
-    if sealed:
-        return [step for step in stretch.ids(record) if step in record.results or record.node(step).bound]
-    record.require_known(late(record))
-    lately = {step for step in late(record) if record.home(step) == stretch.home}
-    return [step for step in stretch.ids(record) if step in lately] if lately else ()
+    own = lately.get(stretch.home.id, frozenset())
+    if not sealed and not own:
+        return ()
+    tree = record.tree(stretch.home)
+    return [step for step in stretch.ids(record) if step in own or (sealed and tree[step].bound)]
 
 
 def _has(record: AgentRecord, step: str, field: str, value: Any) -> bool:

@@ -34,10 +34,10 @@ def may_be_due(record: AgentRecord, size: int, threshold: int) -> bool:
     return size - _DESCRIPTOR_BYTES * len(record.sealed) > threshold
 
 
-def seal(record: AgentRecord, threshold: int, name: str) -> Sealing | None:
+def seal(record: AgentRecord, threshold: int) -> Sealing | None:
     """Seal the oldest steps until no more than half of the threshold stays; None while the steps don't exceed it.
 
-    The newest step always stays. What is bound to a step goes with it. `name` is one that no other attempt has.
+    The newest step always stays. What is bound to a step goes with it.
     """
     steps = dict(sorted(record.steps.items(), key=lambda step: int(step[1]["seq"])))
     sizes = {step: _bytes({step: body, "": record.results.get(step)}) for step, body in steps.items()}
@@ -51,19 +51,15 @@ def seal(record: AgentRecord, threshold: int, name: str) -> Sealing | None:
         moved[step] = steps[step]
         excess -= sizes[step]
     segments = [
-        Segment(
-            f"{record.id}:{name}-{number}",
-            part,
-            {step: record.results[step] for step in part if step in record.results},
-        )
-        for number, part in enumerate(_parts(moved, sizes, threshold))
+        Segment.made(record.id, part, {step: record.results[step] for step in part if step in record.results})
+        for part in _parts(moved, sizes, threshold)
     ]
     return _sealing(record, segments)
 
 
-def sealed_at_birth(created: Change, threshold: int, name: str) -> Change:
+def sealed_at_birth(created: Change, threshold: int) -> Change:
     """The creation of an agent, its older steps sealed where it begins with too many."""
-    sealing = seal(created.record, threshold, name)
+    sealing = seal(created.record, threshold)
     if sealing is None:
         return created
     sets = {**created.sets, **{field: getattr(sealing.record, field) for field in ("steps", "results", "sealed")}}

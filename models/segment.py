@@ -6,6 +6,7 @@ share them: a fork's descriptor shows of a segment only the path that it inherit
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -17,6 +18,8 @@ from pydantic import Field
 from pymongo import IndexModel
 
 from models.ids import ROOT, WORKSPACE
+
+_DIGITS = 40
 
 Step = dict[str, Any]
 Bound = dict[str, Any]
@@ -46,9 +49,15 @@ class Segment:
     """Steps in the order of their seq, and what is bound to them."""
 
     id: str
-    """`<tenant>:<agent that sealed it>:<what no other attempt to seal has>`"""
+    """`<tenant>:<agent that sealed it>:<digest of the content>`"""
     steps: Mapping[str, Step]
     results: Mapping[str, Bound]
+
+    @classmethod
+    def made(cls, agent: str, steps: Mapping[str, Step], results: Mapping[str, Bound]) -> Segment:
+        """A new one. Named by its content, so that whoever seals the same makes the same."""
+        digest = hashlib.sha256(cls("", steps, results).content()).hexdigest()
+        return cls(f"{agent}:{digest[:_DIGITS]}", steps, results)
 
     @cached_property
     def tree(self) -> Tree:
@@ -126,7 +135,7 @@ class Descriptor:
     to_version: int
     """The highest version that a step reads as."""
     bytes: int
-    """BSON bytes of the whole segment's steps and results."""
+    """BSON bytes of steps and results; of a part, its share by number of steps."""
     results: bool
     workspaces: bool
     """Whether there is any in the segment."""

@@ -112,7 +112,7 @@ def steps_in(record: AgentRecord, part: Stretch) -> list[dict[str, Any]]:
     return [record.step(step) for step in part.ids(record) if step != ROOT]
 
 
-def results_in(record: AgentRecord, part: Stretch) -> list[dict[str, Any]]:
+def bound_in(record: AgentRecord, part: Stretch) -> list[dict[str, Any]]:
     """What is bound to the steps of a part, but for workspaces."""
     return [
         {"step_id": step, "key": plain_name(field), "result": value}

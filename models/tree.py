@@ -248,12 +248,11 @@ def _inherited(record: AgentRecord, stretch: Stretch) -> Descriptor:
 
 def _kept_results(record: AgentRecord, steps: Mapping[str, Step], way: Sequence[Stretch]) -> Iterator[str]:
     """The steps of a path, and the root, that something in the document is bound to."""
-    record.require_known(late(record))
-    homes = {stretch.home.id: stretch for stretch in way if stretch.home is not None}
-    for step in record.results:
-        home = record.home(step)
-        if step == ROOT or step in steps or (home and home.id in homes and step in homes[home.id].ids(record)):
-            yield step
+    yield from (step for step in record.results if step == ROOT or step in steps)
+    lately = late(record)
+    for stretch in way:
+        if stretch.home is not None and stretch.home.id in lately:
+            yield from lately[stretch.home.id].intersection(stretch.ids(record))
 
 
 def _apart(record: AgentRecord, left: str, right: str) -> tuple[str, list[str], list[str]]:

@@ -23,7 +23,7 @@ from models.errors import InvalidRequest, NotFound
 from models.execution import State
 from models.profile import masked
 from models.results import workspace_at
-from models.snapshot import Snapshot, frame_of, parts_of, results_in, steps_in, workspaces_in
+from models.snapshot import Snapshot, bound_in, frame_of, parts_of, steps_in, workspaces_in
 
 Limit = Annotated[int, QueryParameter(ge=1, le=MAX_LIMIT)]
 StepsLimit = Annotated[int, QueryParameter(ge=0, le=10_000, description="The newest ones, when there are more.")]
@@ -55,7 +55,7 @@ def _shown_delegate(record: AgentRecord) -> dict[str, Any]:
 
 
 def _exported(record: AgentRecord) -> dict[str, Any]:
-    parts = {"steps": steps_in, "results": results_in, "workspaces": workspaces_in}
+    parts = {"steps": steps_in, "results": bound_in, "workspaces": workspaces_in}
     return {**frame_of(record), **{name: ByPart(parts_of, items) for name, items in parts.items()}}
 
 

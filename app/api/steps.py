@@ -23,7 +23,7 @@ from models.errors import NotFound
 from models.ids import ROOT, plain_name
 from models.json import difference
 from models.listing import Window, page_of
-from models.path import Stretch, stretches
+from models.path import Stretch, late, stretches
 from models.results import AT_ROOT, Result, result_of, results_in
 from models.segment import Step
 from models.tree import Comparison, branch_names, compare, resolve
@@ -75,6 +75,7 @@ def _compared(found: Comparison) -> tuple[dict[str, Any], Callable[[Any], dict[s
 
 
 def _ways_up(record: AgentRecord) -> list[Stretch]:
+    late(record)  # asked once for all parts
     return [*stretches(record, record.head), AT_ROOT]
 
 

@@ -21,9 +21,9 @@ class Archive:
         self.segments: dict[str, Segment] = {}
         self.asked_for = 0
 
-    def sealed(self, record: AgentRecord, threshold: int, name: str) -> AgentRecord:
+    def sealed(self, record: AgentRecord, threshold: int) -> AgentRecord:
         """The agent with its older steps sealed, if it has too many, and nothing at hand."""
-        sealing = seal(record, threshold, name)
+        sealing = seal(record, threshold)
         return record if sealing is None else self.kept(sealing)
 
     def kept(self, sealing: Sealing) -> AgentRecord:

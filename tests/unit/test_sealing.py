@@ -34,7 +34,6 @@ class Twins:
     def __init__(self, archive: Archive) -> None:
         self.archive = archive
         self.plain = self.sealed = started()
-        self._sealings = 0
 
     def ask(self, question: Callable[[AgentRecord], Any]) -> Any:
         """What both answer."""
@@ -44,7 +43,7 @@ class Twins:
 
     def move(self, move: Move) -> None:
         """Make a move, unless both refuse it in the same words; what it assigns leads where its record is."""
-        sealing = seal(self.sealed, TINY, f"{self._sealings}")
+        sealing = seal(self.sealed, TINY)
         begun = self.sealed if sealing is None else self.archive.kept(sealing)
         here = _outcome(lambda: move(self.plain))
         there = _outcome(lambda: self.archive.asked(begun, move))
@@ -58,7 +57,6 @@ class Twins:
             assigned = fold([*([] if sealing is None else [sealing.assigned]), there])
             assert applied(self.sealed.document(), assigned) == there.record.document()
             self.plain, self.sealed = here.record, AgentRecord.of(there.record.document())
-            self._sealings += 1
 
 
 def _read(archive: Archive, record: AgentRecord, answer: Any) -> Any:
@@ -81,7 +79,7 @@ def seen(record: AgentRecord) -> Any:
         {**views.agent(record), "size_bytes": 0},
         {**snapshot.frame_of(record)},
         [one for part in parts for one in snapshot.steps_in(record, part)],
-        sorted(str(one) for part in parts for one in snapshot.results_in(record, part)),
+        sorted(str(one) for part in parts for one in snapshot.bound_in(record, part)),
         sorted(str(one) for part in parts for one in snapshot.workspaces_in(record, part)),
         path(record),
     )
@@ -221,7 +219,7 @@ def test_agent_born_large_is_sealed_at_once(chain: list[Move], name: str) -> Non
     nobody = AgentRecord(id="t:b", tenant="t")
     draft = twins.plain.model_copy(update={"id": "t:b", "name": name, "version": 0})
     made = create(nobody, draft, STAMP)
-    born = sealed_at_birth(made, TINY, "name")
+    born = sealed_at_birth(made, TINY)
     assert born.sets == {**made.sets, **{field: born.sets[field] for field in ("steps", "results", "sealed")}}
     archive = Archive()
     archive.segments |= {key: segment for key, segment in born.segments.items() if segment is not None}
@@ -240,17 +238,17 @@ def chained(count: int, size: int = 100) -> AgentRecord:
 
 def test_sealing_leaves_half_of_the_threshold_and_the_newest_step() -> None:
     record = chained(100)
-    sealing = seal(record, 10_000, "a")
+    sealing = seal(record, 10_000)
     assert sealing is not None
     assert 4_500 < sealing.record.stored_bytes() < 6_500
     assert list(sealing.record.steps)[-1] == "n99"
     assert sum(one.count for one in sealing.record.descriptors) + len(sealing.record.steps) == 100
     assert all(segment.size <= 11_000 for segment in sealing.segments.values())
-    assert seal(sealing.record, 10_000, "b") is None
-    huge = seal(chained(2, 10_000), 1_000, "c")
+    assert seal(sealing.record, 10_000) is None
+    huge = seal(chained(2, 10_000), 1_000)
     assert huge is not None
     assert list(huge.record.steps) == ["n1"]
-    assert seal(huge.record, 1_000, "d") is None
+    assert seal(huge.record, 1_000) is None
 
 
 def test_path_over_many_lines_is_followed_without_reading_them() -> None:
@@ -258,7 +256,7 @@ def test_path_over_many_lines_is_followed_without_reading_them() -> None:
     archive, record = Archive(), started()
     for number in range(2_000):
         record = tree.append(record, [tree.Draft(f"n{number}", {"role": "agent"})], STAMP).record
-        record = archive.sealed(record, 2_000, f"{number}")
+        record = archive.sealed(record, 2_000)
     assert len(record.descriptors) > 50
     way = archive.asked(record, lambda known: list(stretches(known, known.head)))
     assert len(way) == len(record.descriptors) + 1 == len(list(whole(record)))
@@ -279,7 +277,7 @@ def test_descriptor_says_whether_a_segment_is_one_line(branching: bool) -> None:
         record = tree.append(record, [draft], STAMP, advance_head=False).record
         for step in range(40):
             record = tree.append(record, [tree.Draft(f"end{step}", {"role": "agent"})], STAMP).record
-    sealing = seal(record, 8_000, "a")
+    sealing = seal(record, 8_000)
     assert sealing is not None
     found = [Descriptor.of(segment) for segment in sealing.segments.values()]
     assert all(one.chain for one in found) is not branching
@@ -289,7 +287,7 @@ def test_cheap_question_is_never_no_where_sealing_is_due() -> None:
     archive, record = Archive(), started()
     for number in range(300):
         record = tree.append(record, [tree.Draft(f"n{number}", {"role": "agent"})], STAMP).record
-        due = seal(record, 2_000, f"{number}")
+        due = seal(record, 2_000)
         if due is not None:
             assert may_be_due(record, record.stored_bytes(), 2_000)
             record = archive.kept(due)
@@ -305,7 +303,7 @@ def test_what_is_bound_to_a_step_in_the_commit_that_seals_it_is_kept(bind: Calla
     archive, record = Archive(), chained(20)
     record = put_result(record, "old", "n3", 1, STAMP).record
     record = tree.checkout(record, STAMP, step="n3").record
-    sealing = seal(record, 500, "a")
+    sealing = seal(record, 500)
     assert sealing is not None
     change = archive.asked(archive.kept(sealing), bind)
     assigned = fold([sealing.assigned, change])
