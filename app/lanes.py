@@ -21,7 +21,7 @@ from pymongo import InsertOne, UpdateOne
 
 from app.mongo import CODEC, Write
 from models.agent import AgentRecord
-from models.change import OP_SLOTS, STEP, Change, Stamp, envelope, fold, may_share
+from models.change import OP_SLOTS, RESULTS, WORKSPACE, Change, Stamp, envelope, fold, may_share
 from models.commit import Guard, Reply
 from models.errors import HoldfastError, InvalidRequest, TooLarge
 from models.event import Event
@@ -240,9 +240,10 @@ class Trial:
     def _grow(self, change: Change) -> None:
         """Count what the change may add at most; raises TooLarge before anything is written.
 
-        What is no step leaves room for steps, which can be sealed when there are more of them.
+        What is bound to steps leaves room for steps, which can be sealed when there are more of them.
         """
-        limit = self._limits.agent_bytes - (0 if STEP in change.kinds else self._limits.seal_bytes)
+        bound = not {RESULTS, WORKSPACE}.isdisjoint(change.kinds)
+        limit = self._limits.agent_bytes - (self._limits.seal_bytes if bound else 0)
         try:
             growth = len(bson.encode({"": change.sets}, codec_options=CODEC))
         except (BSONError, OverflowError) as error:
