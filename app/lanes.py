@@ -243,7 +243,7 @@ class Trial:
         What is bound to steps leaves room for steps, which can be sealed when there are more of them.
         """
         bound = not {RESULTS, WORKSPACE}.isdisjoint(change.kinds)
-        limit = self._limits.agent_bytes - (self._limits.seal_bytes if bound else 0)
+        limit = self._limits.agent_bytes - (2 * self._limits.seal_bytes if bound else 0)
         try:
             growth = len(bson.encode({"": change.sets}, codec_options=CODEC))
         except (BSONError, OverflowError) as error:
