@@ -13,7 +13,21 @@ import uvloop
 from rich.console import Console
 
 from app.telemetry import configure_logging
-from scripts.bench import append_http, append_many, cached_read, lag, memory, oplog_bytes, patch, prompt_bytes, read_500
+from scripts.bench import (
+    append_http,
+    append_many,
+    cached_read,
+    growth,
+    lag,
+    memory,
+    oplog_bytes,
+    patch,
+    peers,
+    prompt_bytes,
+    read_500,
+    replicas,
+    soak,
+)
 from scripts.bench.lab import Lab, laboratory
 from scripts.bench.report import Finding, as_json, as_markdown, show, surroundings
 from scripts.bench.scale import FULL, QUICK, Scale
@@ -22,7 +36,21 @@ Benchmark = Callable[[Lab, Scale], Awaitable[Finding]]
 
 _BENCHMARKS: dict[str, Benchmark] = {
     bench.NAME: bench.run
-    for bench in (append_http, append_many, oplog_bytes, prompt_bytes, read_500, cached_read, patch, lag, memory)
+    for bench in (
+        append_http,
+        append_many,
+        oplog_bytes,
+        prompt_bytes,
+        growth,
+        read_500,
+        cached_read,
+        patch,
+        lag,
+        memory,
+        replicas,
+        soak,
+        peers,
+    )
 }
 _WIDTH = 160
 
@@ -32,6 +60,7 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="A glance: that everything runs, not what it costs.")] = False,
     json: Annotated[Path | None, typer.Option(help="Also write all figures to this file.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Also write the tables to this file.")] = None,
+    plots: Annotated[Path | None, typer.Option(help="Also draw what `peers` found into this folder.")] = None,
     uri: Annotated[str | None, typer.Option(help="Measure on this replica set, not on an embedded one.")] = None,
 ) -> None:
     """Measure appends, reads and the oplog beside the bare driver, in turns. Nothing is left behind."""
@@ -46,6 +75,8 @@ def main(
         markdown.write_text(as_markdown(findings))
     if json is not None:
         json.write_bytes(orjson.dumps(as_json(findings, around), option=orjson.OPT_INDENT_2))
+    if plots is not None:
+        peers.plot(findings, around, plots)
 
 
 async def _measure(chosen: list[str], scale: Scale, uri: str | None) -> tuple[list[Finding], dict[str, str]]:
