@@ -69,7 +69,8 @@ _ABOUT = (
     "loading all messages: `get_state`, `get_session`, GET with steps=path, from memory after asking the database for "
     "the version ('no-cache'), without asking, or all from the database ('nothing in memory'). 'whole history': "
     "`get_state_history` (every state that ever was, 20 at a time), `get_session`, GET with steps=all (every step and "
-    "its parent). MongoDB is written with majority and journal, SQLite and PostgreSQL with their defaults, which reach the disk. "
+    "its parent). MongoDB is written with majority and journal, SQLite and PostgreSQL with their defaults, which reach "
+    "the disk. "
 )
 
 Found = dict[tuple[int, str], dict[str, list[Taken]]]
