@@ -1,4 +1,7 @@
-"""Answers of an HTTP server, cut out of what a socket brings: by their length, with the moment when they were whole."""
+"""Answers of an HTTP server, cut out of what a socket brings, with the moment when they were whole.
+
+By their length, or, where they come in chunks, by the last of these: JSON has no line breaks of its own.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from dataclasses import dataclass
 from typing import cast
 
 _END_OF_HEAD = b"\r\n\r\n"
+_LAST_CHUNK = b"\r\n0\r\n\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +29,16 @@ class Answer:
 
     @property
     def body(self) -> bytes:
-        return b"".join(self.parts)
+        whole = b"".join(self.parts)
+        if not _comes_in_chunks(self.head):
+            return whole
+        found: list[bytes] = []
+        while whole:
+            size, _, rest = whole.partition(b"\r\n")
+            length = int(size, 16)
+            found.append(rest[:length])
+            whole = rest[length + 2 :]
+        return b"".join(found)
 
     @property
     def version(self) -> int:
@@ -43,22 +56,29 @@ class Answers(asyncio.Protocol):
         self._head = b""
         self._parts: list[bytes] = []
         self._missing = 0
+        self._in_chunks = False
+        self._end = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        if not self._missing:
+        if not self._missing and not self._in_chunks:
             self._begun += data
             self._head, end, data = self._begun.partition(_END_OF_HEAD)
             if not end:
                 return
             self._begun = b""
             self._missing = int(header(self._head, b"content-length") or 0)
-            self._parts = []
-        self._missing -= len(data)
+            self._in_chunks = _comes_in_chunks(self._head)
+            self._parts, self._end = [], b""
         self._parts.append(data)
-        if not self._missing:
+        if self._in_chunks:
+            self._end = (self._end + data)[-len(_LAST_CHUNK) :]
+            self._in_chunks = self._end != _LAST_CHUNK
+        else:
+            self._missing -= len(data)
+        if not self._missing and not self._in_chunks:
             self.answered(Answer(self._head, self._parts, time.perf_counter()))
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -69,6 +89,10 @@ class Answers(asyncio.Protocol):
 
     def lost(self, error: Exception) -> None:
         raise NotImplementedError
+
+
+def _comes_in_chunks(head: bytes) -> bool:
+    return header(head, b"transfer-encoding") == b"chunked"
 
 
 def header(head: bytes, name: bytes) -> bytes:
