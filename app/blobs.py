@@ -8,19 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-import pymongo
 from backports import zstd
 from bson.binary import Binary
-from pymongo import UpdateOne
 
+from app import apart
+from app.apart import Apart
 from app.mongo import Mongo, unavailable_when_failing
 from app.shelf import Shelf
 from models.blob import Damaged, key_of
 from models.errors import TooLarge
 
 _LEVEL = 3
-_CALL_BYTES = 4 * 1024 * 1024
-_CALL_VALUES = 1_000
 _CALL_READS = 100
 _DATA_BYTES = 15 * 1024 * 1024
 
@@ -43,12 +41,8 @@ class Blobs:
 
         They stay in memory, too: who writes is about to read. Raises PyMongoError; TooLarge; Damaged if one is missing.
         """
-        for part in _parts(blobs):
-            writes = [_write(key_of(tenant, reference), tenant, text) for reference, text in part]
-            with pymongo.timeout(self._seconds):
-                done = await self._mongo.blobs.bulk_write(writes, ordered=False)
-            if done.matched_count + done.upserted_count != len(writes):
-                raise Damaged("A value that is referred to is not there.")
+        documents = (_apart(key_of(tenant, reference), tenant, text) for reference, text in blobs.items())
+        await apart.store(self._mongo.blobs, documents, seconds=self._seconds)
         for reference, text in blobs.items():
             if text is not None:
                 self._held.put(key_of(tenant, reference), text, len(text))
@@ -92,26 +86,10 @@ def _batches(keys: list[str]) -> Iterator[list[str]]:
         yield keys[start : start + _CALL_READS]
 
 
-def _parts(blobs: Mapping[Binary, bytes | None]) -> Iterator[list[tuple[Binary, bytes | None]]]:
-    """The values in parts that one call may take."""
-    part: list[tuple[Binary, bytes | None]] = []
-    size = 0
-    for reference, text in blobs.items():
-        part.append((reference, text))
-        size += len(text or b"")
-        if size >= _CALL_BYTES or len(part) == _CALL_VALUES:
-            yield part
-            part, size = [], 0
-    if part:
-        yield part
-
-
-def _write(key: str, tenant: str, text: bytes | None) -> UpdateOne:
-    unmarked = {"$unset": {"mark": ""}}
+def _apart(key: str, tenant: str, text: bytes | None) -> Apart:
     if text is None:
-        return UpdateOne({"_id": key}, unmarked)
+        return Apart(key, None)
     data = zstd.compress(text, _LEVEL)
     if len(data) > _DATA_BYTES:
         raise TooLarge("A value, compressed,", _DATA_BYTES, len(data))
-    value = {"tenant": tenant, "data": data, "length": len(text)}
-    return UpdateOne({"_id": key}, {"$setOnInsert": value, **unmarked}, upsert=True)
+    return Apart(key, {"tenant": tenant, "data": data, "length": len(text)}, len(text))

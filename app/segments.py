@@ -7,15 +7,15 @@ no agent keeps. Guarantee: storing one again takes its mark off, so a collector 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any, TypeVar
 
-import pymongo
 from backports import zstd
 from bson.errors import BSONError
-from pymongo import UpdateOne
 
+from app import apart
+from app.apart import Apart
 from app.mongo import Mongo, decoded, unavailable_when_failing
 from app.shelf import Shelf
 from models.agent import AgentRecord
@@ -31,8 +31,6 @@ _BYTES_EACH = 4
 _NODE_BYTES = 400
 _READ_AT_ONCE = 8
 _LEVEL = 3
-_CALL_BYTES = 4 * 1024 * 1024
-_CALL_SEGMENTS = 1_000
 
 
 class Gone(Exception):
@@ -58,13 +56,8 @@ class Segments:
 
         Raises PyMongoError; Damaged when one is missing.
         """
-        for part in _parts(segments):
-            with pymongo.timeout(self._seconds):
-                done = await self._mongo.segments.bulk_write(
-                    [_write(key, segment) for key, segment in part], ordered=False
-                )
-            if done.matched_count + done.upserted_count != len(part):
-                raise Damaged("A segment that is referred to is not there.")
+        documents = (_apart(key, segment) for key, segment in segments.items())
+        await apart.store(self._mongo.segments, documents, seconds=self._seconds)
         for key, segment in segments.items():
             if segment is not None:
                 self._segments.put(key, segment, _BYTES_EACH * segment.size)
@@ -188,23 +181,7 @@ def _segment(key: str, content: bytes) -> Segment:
         raise Damaged(f"The segment {key} can't be read.") from error
 
 
-def _parts(segments: Mapping[str, Segment | None]) -> Iterator[list[tuple[str, Segment | None]]]:
-    """The segments in parts that one call may take."""
-    part: list[tuple[str, Segment | None]] = []
-    size = 0
-    for key, segment in segments.items():
-        part.append((key, segment))
-        size += 0 if segment is None else segment.size
-        if size >= _CALL_BYTES or len(part) == _CALL_SEGMENTS:
-            yield part
-            part, size = [], 0
-    if part:
-        yield part
-
-
-def _write(key: str, segment: Segment | None) -> UpdateOne:
-    unmarked = {"$unset": {"mark": ""}}
+def _apart(key: str, segment: Segment | None) -> Apart:
     if segment is None:
-        return UpdateOne({"_id": key}, unmarked)
-    content = {**segment.outside(), "data": zstd.compress(segment.content(), _LEVEL)}
-    return UpdateOne({"_id": key}, {"$setOnInsert": content, **unmarked}, upsert=True)
+        return Apart(key, None)
+    return Apart(key, {**segment.outside(), "data": zstd.compress(segment.content(), _LEVEL)}, segment.size)
