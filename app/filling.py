@@ -69,6 +69,10 @@ class Filling:
         """
         return await self._segments.asked(record, question)
 
+    async def answered(self, record: AgentRecord, question: Callable[[AgentRecord], T]) -> tuple[AgentRecord, T]:
+        """The same, and the agent with the history that it took, to encode the answer with. Raises as `asked` does."""
+        return await self._segments.answered(record, question)
+
     def asked_now(self, record: AgentRecord, question: Callable[[AgentRecord], T]) -> T:
         """The same from memory alone. Raises NotHeld."""
         while True:
@@ -130,9 +134,9 @@ class Filling:
         opening, closing = (b"{", b"}") if made.keyed else (b"[", b"]")
         between = opening
         told: set[str] = set()
-        record, parts = await self.asked(record, lambda known: (known, list(made.parts(known))))
+        record, parts = await self.answered(record, lambda known: list(made.parts(known)))
         for part in parts:
-            known, items = await self.asked(record, partial(_items, made, part))
+            known, items = await self.answered(record, partial(_items, made, part))
             for item in items:
                 if not made.keyed:
                     yield between + await self.encoded(known, item)
@@ -145,8 +149,8 @@ class Filling:
         yield closing if between == b"," else opening + closing
 
 
-def _items(made: ByPart, part: Any, record: AgentRecord) -> tuple[AgentRecord, list[Any]]:
-    return record, list(made.items(record, part))
+def _items(made: ByPart, part: Any, record: AgentRecord) -> list[Any]:
+    return list(made.items(record, part))
 
 
 class _Encoder:

@@ -67,9 +67,13 @@ class Segments:
 
         Raises what the question raises; Unavailable; Gone.
         """
+        return (await self.answered(record, question))[1]
+
+    async def answered(self, record: AgentRecord, question: Callable[[AgentRecord], T]) -> tuple[AgentRecord, T]:
+        """The same, and the agent with the history that it took. Raises as `asked` does."""
         while True:
             try:
-                return question(record)
+                return record, question(record)
             except NotAtHand as lacking:
                 record = await self.supplied(record, lacking.wanted)
                 await asyncio.sleep(0)  # others get their turn, also where all of it is in memory
@@ -116,9 +120,8 @@ class Segments:
     async def _whole(self, keys: AbstractSet[str]) -> dict[str, Segment]:
         found = self._segments.held(keys)
         async for document in self._read(keys - found.keys(), ("data",)):
-            content = _content(document)
-            segment = found[document["_id"]] = _segment(document["_id"], content)
-            self._segments.put(segment.id, segment, _BYTES_EACH * len(content))
+            segment = found[document["_id"]] = opened(document)
+            self._segments.put(segment.id, segment, _BYTES_EACH * segment.size)
         return _all_of(keys, found)
 
     async def _bare(self, keys: AbstractSet[str]) -> dict[str, Tree]:
@@ -163,22 +166,12 @@ def _all_of(keys: AbstractSet[str], found: dict[str, T]) -> dict[str, T]:
 
 def opened(document: Mapping[str, Any]) -> Segment:
     """The segment that a document holds. Raises Damaged."""
-    return _segment(document["_id"], _content(document))
-
-
-def _content(document: Mapping[str, Any]) -> bytes:
     try:
-        return zstd.decompress(document["data"])
-    except (zstd.ZstdError, KeyError, TypeError) as error:
-        raise Damaged(f"The segment {document['_id']} can't be read.") from error
-
-
-def _segment(key: str, content: bytes) -> Segment:
-    try:
+        content = zstd.decompress(document["data"])
         found = decoded(content)
-        return Segment(key, found["steps"], found["results"])
-    except (BSONError, KeyError) as error:
-        raise Damaged(f"The segment {key} can't be read.") from error
+        return Segment(document["_id"], found["steps"], found["results"], len(content))
+    except (zstd.ZstdError, BSONError, KeyError, TypeError) as error:
+        raise Damaged(f"The segment {document['_id']} can't be read.") from error
 
 
 def _apart(key: str, segment: Segment | None) -> Apart:

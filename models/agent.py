@@ -179,9 +179,7 @@ class AgentRecord(BaseModel):
         found = self.steps.get(step)
         if found is not None:
             return found
-        home = self.home(step)
-        if home is None:
-            raise KeyError(step)
+        home = self._home_of(step)
         found = self.segment(home).steps[step]
         return {**found, "version": INHERITED_VERSION} if home.inherited else found
 
@@ -190,9 +188,7 @@ class AgentRecord(BaseModel):
         found = self.steps.get(step)
         if found is not None:
             return node_of(found)
-        home = self.home(step)
-        if home is None:
-            raise KeyError(step)
+        home = self._home_of(step)
         node = self.tree(home)[step]
         return node._replace(version=INHERITED_VERSION) if home.inherited else node
 
@@ -203,7 +199,7 @@ class AgentRecord(BaseModel):
     def bound(self, step: str) -> Bound:
         """What is bound to a step or to the root; what came after the step was sealed goes first."""
         here = self.results.get(step, {})
-        home = None if step == ROOT or step in self.steps else self.home(step)
+        home = self.home(step)
         if home is None or not (home.results or home.workspaces):
             return here
         return {**self.segment(home).results.get(step, {}), **here}
@@ -243,6 +239,8 @@ class AgentRecord(BaseModel):
 
     def bare(self) -> AgentRecord:
         """The same without what was read of its segments."""
+        if self.history is NOTHING:
+            return self
         bare = self.model_copy(update={"history": NOTHING})
         bare.__dict__.pop("directory", None)  # it remembers what it was made from
         return bare
@@ -254,6 +252,13 @@ class AgentRecord(BaseModel):
         if known is None or not known.is_of(self.sealed, self.history):
             known = self.__dict__["directory"] = Directory(self.sealed, self.history)
         return known
+
+    def _home_of(self, step: str) -> Descriptor:
+        """The segment of a step that is not in the document. Raises KeyError when there is no such step."""
+        home = self.home(step)
+        if home is None:
+            raise KeyError(step)
+        return home
 
     def _searched(self, step: str) -> Descriptor | None:
         """The same for a step that is in none of the trees at hand, from what a search for it found."""

@@ -52,22 +52,19 @@ class Segment:
     """`<tenant>:<agent that sealed it>:<digest of the content>`"""
     steps: Mapping[str, Step]
     results: Mapping[str, Bound]
+    size: int
+    """Bytes of its content."""
 
     @classmethod
     def made(cls, agent: str, steps: Mapping[str, Step], results: Mapping[str, Bound]) -> Segment:
         """A new one. Named by its content, so that whoever seals the same makes the same."""
-        digest = hashlib.sha256(cls("", steps, results).content()).hexdigest()
-        return cls(f"{agent}:{digest[:_DIGITS]}", steps, results)
+        content = _content(steps, results)
+        return cls(f"{agent}:{hashlib.sha256(content).hexdigest()[:_DIGITS]}", steps, results, len(content))
 
     @cached_property
     def tree(self) -> Tree:
         """The steps without their content."""
         return {step: node_of(body)._replace(bound=self._bound(step)) for step, body in self.steps.items()}
-
-    @cached_property
-    def size(self) -> int:
-        """BSON bytes of steps and results."""
-        return len(self.content())
 
     def outside(self) -> dict[str, Any]:
         """What is stored of it beside its content: its tree, to be read and searched alone."""
@@ -85,11 +82,15 @@ class Segment:
 
     def content(self) -> bytes:
         """What is in it, as BSON of `steps` and `results`."""
-        return bson.encode({"steps": self.steps, "results": self.results})
+        return _content(self.steps, self.results)
 
     def _bound(self, step: str) -> list[str]:
         own = [WORKSPACE] if "workspace" in self.steps[step] else []
         return sorted({*self.results.get(step, {}), *own})
+
+
+def _content(steps: Mapping[str, Step], results: Mapping[str, Bound]) -> bytes:
+    return bson.encode({"steps": steps, "results": results})
 
 
 TREE_FIELDS = ("ids", "parents", "seqs", "turns", "versions", "bound")

@@ -53,7 +53,7 @@ class ReadCall:
         """What `show` makes of the agent."""
 
         async def shown(record: AgentRecord) -> bytes:
-            known, value = await self.filling.asked(record, lambda known: (known, show(known)))
+            known, value = await self.filling.answered(record, show)
             return await self.filling.encoded(known, value)
 
         return await self._answered(agent, shown)
@@ -64,7 +64,7 @@ class ReadCall:
         """What is made of stored values as they were given: `show` names the values, and says what to do with them."""
 
         async def shown(record: AgentRecord) -> bytes:
-            known, (stored, made) = await self.filling.asked(record, lambda known: (known, show(known)))
+            known, (stored, made) = await self.filling.answered(record, show)
             return encode(made(await self.filling.values(known, stored)))
 
         return await self._answered(agent, shown)
@@ -73,7 +73,7 @@ class ReadCall:
         """The same as `answer`, sent while it is encoded: for what may be as long as the agent is."""
 
         async def shown(record: AgentRecord) -> bytes | AsyncIterator[bytes]:
-            known, value = await self.filling.asked(record, lambda known: (known, show(known)))
+            known, value = await self.filling.answered(record, show)
             return await begun(self.filling.pieces(known, value))
 
         return await self._answered(agent, shown)
@@ -106,10 +106,6 @@ def _headers(seen: Seen) -> dict[str, str]:
     return {"ETag": etag(seen.record.version), "Age": str(int(seen.age))}
 
 
-def _of(committed: Committed, record: AgentRecord) -> Committed:
-    return replace(committed, record=record)
-
-
 @dataclass(frozen=True, slots=True)
 class WriteCall:
     """A write on its terms. `answer` carries it out and encodes what came of it, or repeats what was said before."""
@@ -122,8 +118,8 @@ class WriteCall:
 
     async def answer(self, verb: Callable[[Terms], Awaitable[Committed]], show: Show) -> Answer[Any]:
         async def encode(committed: Committed) -> Reply:
-            known, shown = await self.filling.asked(
-                committed.record, lambda known: (known, show(_of(committed, known)))
+            known, shown = await self.filling.answered(
+                committed.record, lambda known: show(replace(committed, record=known))
             )
             return await shown.encoded(known, self.filling)
 

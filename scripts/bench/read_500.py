@@ -79,7 +79,7 @@ def _by_driver(collection: Collection, agent: AgentRecord, scale: Scale) -> Turn
 def _by_service(runtime: Runtime, agent: AgentRecord, scale: Scale) -> Turn:
     async def read() -> bytes:
         seen = await runtime.agents.get(ANONYMOUS, agent.name_in_tenant, Freshness())
-        known, shown = await runtime.filling.asked(seen.record, lambda known: (known, views.agent(known)))
+        known, shown = await runtime.filling.answered(seen.record, views.agent)
         return await runtime.filling.encoded(known, shown)
 
     return lambda: milliseconds_each(read, scale.calls)
