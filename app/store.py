@@ -38,6 +38,7 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import PyMongoError
 
 from app.backoff import Backoff
+from app.barrier import Barrier
 from app.blobs import Blobs
 from app.bulk import BulkWriter, Outcome
 from app.clock import Clock
@@ -105,6 +106,7 @@ class Store:
         self._settings = settings
         self._clock = clock
         self._metrics = metrics
+        self._barrier = Barrier(mongo, clock, seconds=settings.call_seconds)
         self._bulk = BulkWriter(
             mongo.agents,
             metrics,
@@ -125,15 +127,16 @@ class Store:
         """
         with self._metrics.load_seconds.time(), unavailable_when_failing(self._settings.call_seconds):
             if since is None:
-                return await self._read(key, strong=True)
+                return await self._linearizable(key)
             async with self._mongo.reading_after(since) as session:
-                return await self._read(key, session=session)
+                return await self._read(key, session)
 
     async def version(self, key: str) -> int:
         """The version of the agent of an `_id`, linearizable; 0 when there is none. Raises Unavailable."""
         with unavailable_when_failing(self._settings.call_seconds):
-            # unscoped: the key begins with the tenant
-            found = await self._mongo.agents_raw_linearizable.find_one({"_id": key}, {"version": 1})
+            async with self._barrier.reading() as session:
+                # unscoped: the key begins with the tenant
+                found = await self._mongo.agents_raw.find_one({"_id": key}, {"version": 1}, session=session)
         return 0 if found is None else int(found["version"])
 
     async def page(
@@ -457,16 +460,19 @@ class Store:
     async def _refresh(self, lane: Lane, *, strong: bool) -> None:
         """Read the lane's basis; it stays unknown when the database does not answer."""
         with contextlib.suppress(PyMongoError):
-            record = await self._read(lane.key, strong=strong)
+            record = await (self._linearizable(lane.key) if strong else self._read(lane.key))
             self._remember(lane, record, record.size_bytes or 0)
             self._observer.knows(lane.key, record.version)
 
-    async def _read(self, key: str, *, strong: bool = False, session: AsyncClientSession | None = None) -> AgentRecord:
+    async def _linearizable(self, key: str) -> AgentRecord:
+        async with self._barrier.reading() as session:
+            return await self._read(key, session)
+
+    async def _read(self, key: str, session: AsyncClientSession | None = None) -> AgentRecord:
         """The agent's document as a record; version 0 when there is none."""
-        source = self._mongo.agents_raw_linearizable if strong else self._mongo.agents_raw
         with pymongo.timeout(self._settings.call_seconds):
             # unscoped: the key begins with the tenant
-            raw: RawBSONDocument | None = await source.find_one({"_id": key}, session=session)
+            raw: RawBSONDocument | None = await self._mongo.agents_raw.find_one({"_id": key}, session=session)
         if raw is None:
             return AgentRecord(id=key, tenant=key.partition(":")[0])
         return AgentRecord.of(decoded(raw.raw), size_bytes=len(raw.raw))

@@ -1,0 +1,72 @@
+"""The barrier: how a read learns of all that was committed before it began, without a linearizable read's wait.
+
+A tiny write of this replica is acknowledged by a majority; a read that is not older than it shows whatever was
+committed before the write was sent. A primary that was cut off acknowledges no such write, so nothing stale is shown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pymongo
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.errors import AutoReconnect
+
+from app.clock import Clock
+from app.mongo import Mongo
+from models.event import Time
+
+
+class Barrier:
+    """One per replica. One write at a time is under way; all who ask meanwhile share the next one."""
+
+    def __init__(self, mongo: Mongo, clock: Clock, *, seconds: float) -> None:
+        self._mongo = mongo
+        self._clock = clock
+        self._seconds = seconds
+        self._id = clock.new_id()
+        self._count = 0
+        self._flying: asyncio.Task[Time] | None = None
+        self._next: asyncio.Task[Time] | None = None
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncClientSession]:
+        """A session whose reads are linearizable: they show all that was committed before this. Raises PyMongoError."""
+        async with self._mongo.reading_after(await self._passed()) as session:
+            yield session
+
+    async def _passed(self) -> Time:
+        """A cluster time that nothing lies behind which was committed before this call."""
+        if self._next is None:
+            self._next = asyncio.create_task(self._after(self._flying), context=contextvars.Context())
+            self._next.add_done_callback(_heard)
+        return await asyncio.shield(self._next)
+
+    async def _after(self, flying: asyncio.Task[Time] | None) -> Time:
+        if flying is not None:
+            await asyncio.wait([flying])
+        self._flying, self._next = self._next, None
+        with pymongo.timeout(self._seconds):
+            try:
+                return await self._write()
+            except AutoReconnect:  # a primary that has stepped down; the driver finds the new one
+                return await self._write()
+
+    async def _write(self) -> Time:
+        self._count += 1
+        beat = {"nonce": self._count, "at": self._clock.now()}
+        async with self._mongo.client.start_session() as session:
+            # unscoped: a replica serves all tenants
+            await self._mongo.beats.update_one({"_id": self._id}, {"$set": beat}, upsert=True, session=session)
+            time = session.operation_time
+        assert time is not None  # noqa: S101 - a replica set tells it with each answer
+        return time.time, time.inc
+
+
+def _heard(task: asyncio.Task[Time]) -> None:
+    """Let a failure be known to those who wait, if anybody still does."""
+    if not task.cancelled():
+        task.exception()
