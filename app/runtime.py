@@ -14,6 +14,7 @@ from litestar.types import ASGIApp
 from app.agents import Agents
 from app.api import create_app
 from app.api.application import Parts
+from app.api.shown import Showcase
 from app.blobs import Blobs
 from app.cache import Cache
 from app.changelog import ChangeLog
@@ -170,6 +171,7 @@ def application_of(runtime: Runtime) -> ASGIApp:
         streams=runtime.streams,
         cache=runtime.cache,
         filling=runtime.filling,
+        showcase=Showcase(runtime.cache, runtime.filling),
         keyring=runtime.keys,
         metrics=runtime.metrics,
         tracing=runtime.tracing,

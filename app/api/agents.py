@@ -108,6 +108,8 @@ class AgentRoutes(Controller):
         steps: FromQuery[views.StepsView] = "path",
         steps_limit: StepsLimit = views.STEPS_LIMIT,
     ) -> Answer[shapes.Agent]:
+        if (steps, steps_limit) == ("path", views.STEPS_LIMIT):
+            return await reading.answer_whole(agent_id)
         answer = reading.answer if steps_limit <= views.STEPS_LIMIT else reading.answer_in_pieces
         return await answer(agent_id, lambda record: views.agent(record, steps, steps_limit))
 

@@ -22,6 +22,7 @@ from app.api.edge import Edge
 from app.api.feeds import FeedRoutes
 from app.api.hot import HotRead
 from app.api.security import Doorkeeper, require_right
+from app.api.shown import Showcase
 from app.api.steps import StepRoutes
 from app.cache import Cache
 from app.config import Settings
@@ -42,6 +43,7 @@ class Parts:
     streams: Streams
     cache: Cache
     filling: Filling
+    showcase: Showcase
     keyring: Keys
     metrics: Metrics
     tracing: Tracing
@@ -61,7 +63,7 @@ def create_app(parts: Parts, start: Callable[[], Awaitable[None]], stop: Callabl
 
     doorkeeper = Doorkeeper(parts.settings)
     app = Edge(create_litestar(parts, lifespan), doorkeeper, parts.metrics, parts.tracing)
-    return HotRead(app, parts.cache, parts.filling, parts.keyring, doorkeeper, parts.metrics, parts.tracing)
+    return HotRead(app, parts.cache, parts.showcase, parts.keyring, doorkeeper, parts.metrics, parts.tracing)
 
 
 def create_litestar(

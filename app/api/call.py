@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from litestar import Request
@@ -11,6 +12,7 @@ from litestar.di import NamedDependency, Provide
 from litestar.params import FromPath
 
 from app.agents import Agents, Terms
+from app.api import views
 from app.api.answers import Answer, Pieces, Show, as_response, begun, encode, etag
 from app.api.headers import (
     CacheControl,
@@ -25,6 +27,7 @@ from app.api.headers import (
     matches,
     request_digest,
 )
+from app.api.shown import Showcase
 from app.filling import Filling
 from app.lanes import Committed, Encode, Once
 from app.reads import Freshness, Seen
@@ -48,15 +51,19 @@ class ReadCall:
     freshness: Freshness
     if_none_match: str | None
     filling: Filling
+    showcase: Showcase
+
+    async def answer_whole(self, agent: str) -> Answer[Any]:
+        """The agent and the newest steps of its path."""
+
+        async def shown(record: AgentRecord) -> bytes:
+            return self.showcase.at(record) or await self._encoded(record, views.agent)
+
+        return await self._answered(agent, shown)
 
     async def answer(self, agent: str, show: Callable[[AgentRecord], Any]) -> Answer[Any]:
         """What `show` makes of the agent."""
-
-        async def shown(record: AgentRecord) -> bytes:
-            known, value = await self.filling.answered(record, show)
-            return await self.filling.encoded(known, value)
-
-        return await self._answered(agent, shown)
+        return await self._answered(agent, partial(self._encoded, show=show))
 
     async def answer_filled(
         self, agent: str, show: Callable[[AgentRecord], tuple[Mapping[str, Any], Callable[[Any], Any]]]
@@ -77,6 +84,10 @@ class ReadCall:
             return await begun(self.filling.pieces(known, value))
 
         return await self._answered(agent, shown)
+
+    async def _encoded(self, record: AgentRecord, show: Callable[[AgentRecord], Any]) -> bytes:
+        known, value = await self.filling.answered(record, show)
+        return await self.filling.encoded(known, value)
 
     async def _answered(
         self, agent: str, shown: Callable[[AgentRecord], Awaitable[bytes | AsyncIterator[bytes]]]
@@ -143,6 +154,11 @@ def _filling(request: AnyRequest) -> Filling:
     return filling
 
 
+def _showcase(request: AnyRequest) -> Showcase:
+    showcase: Showcase = request.app.state.showcase
+    return showcase
+
+
 def _agents(request: AnyRequest) -> Agents:
     agents: Agents = request.app.state.agents
     return agents
@@ -165,7 +181,7 @@ def _reading(
     min_version: MinVersion = 0,
 ) -> ReadCall:
     fresh = freshness(cache_control, min_version)
-    return ReadCall(_caller(request), _agents(request), fresh, if_none_match, _filling(request))
+    return ReadCall(_caller(request), _agents(request), fresh, if_none_match, _filling(request), _showcase(request))
 
 
 def _posted(

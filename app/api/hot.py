@@ -17,9 +17,9 @@ from litestar.enums import ScopeType
 
 from app.api.edge import ACCESS_LOG, NEW_IDS, given_id
 from app.api.security import Doorkeeper, token_of
-from app.api.shown import Headers, Shown, show
+from app.api.shown import Headers, Showcase, Shown
 from app.cache import Cache, Entry
-from app.filling import Filling, NotHeld
+from app.filling import NotHeld
 from app.telemetry import Metrics, get_logger
 from app.tenancy import Admission, Keys
 from app.tracing import Tracing, valid_traceparent
@@ -68,7 +68,7 @@ class HotRead:
         self,
         app: ASGIApp,
         cache: Cache,
-        filling: Filling,
+        showcase: Showcase,
         keyring: Keys,
         doorkeeper: Doorkeeper,
         metrics: Metrics,
@@ -76,7 +76,7 @@ class HotRead:
     ) -> None:
         self._app = app
         self._cache = cache
-        self._filling = filling
+        self._showcase = showcase
         self._tally = cache.tally
         self._keyring = keyring
         self._doorkeeper = doorkeeper
@@ -127,13 +127,7 @@ class HotRead:
 
     def _shown(self, entry: Entry, question: _Question) -> Shown | None:
         """The answer at the copy's version, if the caller may see the agent. Raises NotHeld."""
-        if not entry.record.is_visible(question.admission.scope):
-            return None
-        held: Shown | None = entry.shown
-        if held is None or held.version != entry.record.version:
-            held = show(entry, held, self._filling)
-            self._cache.show(entry, held, len(held.body))
-        return held
+        return self._showcase.of(entry) if entry.record.is_visible(question.admission.scope) else None
 
     def _understood(self, path: str, headers: Any) -> _Question | None:
         """The request, if all in it is plain and the caller known; remembered where the same may come again."""

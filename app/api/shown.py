@@ -8,8 +8,8 @@ from typing import Any
 
 from app.api import views
 from app.api.answers import JSON, etag
-from app.cache import Entry
-from app.filling import Filling
+from app.cache import Cache, Entry
+from app.filling import Filling, NotHeld
 from models.agent import AgentRecord
 from models.listing import ANSWER_BYTES
 from models.packing import bytes_apart
@@ -47,6 +47,32 @@ def show(entry: Entry, held: Shown | None, filling: Filling) -> Shown:
     Raises NotHeld when it takes values that are stored apart and not in memory.
     """
     return filling.asked_now(entry.record, lambda record: _show(record, held, filling))
+
+
+class Showcase:
+    """Agents' whole answers, kept with their copies in memory."""
+
+    def __init__(self, cache: Cache, filling: Filling) -> None:
+        self._cache = cache
+        self._filling = filling
+
+    def of(self, entry: Entry) -> Shown:
+        """The answer at the copy's version. Raises as `show` does."""
+        held: Shown | None = entry.shown
+        if held is None or held.version != entry.record.version:
+            held = show(entry, held, self._filling)
+            self._cache.show(entry, held, len(held.body))
+        return held
+
+    def at(self, record: AgentRecord) -> bytes | None:
+        """The answer of an agent as it was just read; None where memory does not have it."""
+        entry = self._cache.look(record.id)
+        if entry is None or entry.record.version != record.version:
+            return None
+        try:
+            return self.of(entry).body
+        except NotHeld:
+            return None
 
 
 def _show(record: AgentRecord, held: Shown | None, filling: Filling) -> Shown:

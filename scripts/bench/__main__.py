@@ -25,8 +25,10 @@ from scripts.bench import (
     peers,
     prompt_bytes,
     read_500,
+    read_apart,
     replicas,
     soak,
+    strong_read,
 )
 from scripts.bench.lab import Lab, laboratory
 from scripts.bench.report import Finding, as_json, as_markdown, show, surroundings
@@ -43,6 +45,8 @@ _BENCHMARKS: dict[str, Benchmark] = {
         prompt_bytes,
         growth,
         read_500,
+        read_apart,
+        strong_read,
         cached_read,
         patch,
         lag,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from typing import Any
 
 from app.agents import Agents, Terms
@@ -10,6 +12,9 @@ from app.runtime import Runtime
 from models.agent import AgentRecord
 from models.tenant import ANONYMOUS
 
+Message = dict[str, str]
+
+_MESSAGE_BYTES = 1_000
 _PROSE = (
     "The build fails in the second stage: the lock file names a wheel that the index no longer has. I will pin the "
     "version that was there yesterday, run the tests of the module that imports it, and look at the trace again. "
@@ -43,3 +48,21 @@ async def make_agent(agents: Agents, steps: int) -> AgentRecord:
         batch = [GIVEN] * min(_BATCH, steps - done)
         made = await agents.append(ANONYMOUS, agent, batch, Terms(), advance_head=True)
     return made.record.bare()
+
+
+def contexts_of(steps: int) -> list[list[Message]]:
+    """The messages that each step sends: those of the one before and two more, about 1 KB each."""
+    chance = random.Random(1)
+    words = vocabulary(chance)
+    messages = [_message(chance, words, number) for number in range(2 * steps)]
+    return [messages[: 2 * number + 2] for number in range(steps)]
+
+
+def vocabulary(chance: random.Random) -> list[str]:
+    """English-like words, of four letters and a half on average."""
+    return ["".join(chance.choices("etaoinshrdlu", k=chance.randint(2, 9))) for _ in range(3_000)]
+
+
+def _message(chance: random.Random, words: Sequence[str], number: int) -> Message:
+    text = " ".join(chance.choices(words, k=_MESSAGE_BYTES // 6))
+    return {"role": "assistant" if number % 2 else "user", "content": text}

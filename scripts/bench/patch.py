@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from bson.raw_bson import RawBSONDocument
 
-from app.api.shown import Shown, show
+from app.api.shown import Showcase, Shown, show
 from app.cache import Cache, Entry
 from app.clock import SystemClock
 from app.feed import log_topic
@@ -79,13 +79,13 @@ def _by_patch(runtime: Runtime, base: AgentRecord, events: Sequence[Event]) -> T
         cache.opened()
         cache.beat(clock.monotonic(), events[0].time)
         held(cache, base)
-        shown = _answer(cache, runtime.filling, base.id, None)
+        shown = _answer(cache, runtime.filling, base.id)
         taken: list[float] = []
         for event in events:
             cache.beat(clock.monotonic(), event.time)
             started = time.perf_counter()
             cache.heard(event)
-            shown = _answer(cache, runtime.filling, base.id, shown)
+            shown = _answer(cache, runtime.filling, base.id)
             taken.append((time.perf_counter() - started) * 1000)
         assert shown.version == events[-1].version
         return taken
@@ -93,13 +93,11 @@ def _by_patch(runtime: Runtime, base: AgentRecord, events: Sequence[Event]) -> T
     return turn
 
 
-def _answer(cache: Cache, filling: Filling, key: str, last: Shown | None) -> Shown:
+def _answer(cache: Cache, filling: Filling, key: str) -> Shown:
     """The answer from memory, kept for the next one, as the hot read does it."""
     entry = cache.look(key)
     assert entry is not None
-    shown = show(entry, last, filling)
-    cache.show(entry, shown, len(shown.body))
-    return shown
+    return Showcase(cache, filling).of(entry)
 
 
 def _by_reload(runtime: Runtime, key: str, heard: Time, scale: Scale) -> Turn:

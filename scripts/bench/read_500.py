@@ -21,6 +21,7 @@ from scripts.bench.scale import Scale
 
 NAME = "read_500"
 _STEPS = 500
+_WHOLE_BYTES = 4 * 1024 * 1024
 _HTTP = "holdfast, HTTP"
 _BEANIE = "Beanie get, model_dump_json"
 _EXPECTED = {_BEANIE: Bound("≥", 30.0)}
@@ -28,19 +29,22 @@ _ABOUT = (
     "p50 of one read, one client; the ratio is how many times as long as an answer from a replica's memory over HTTP. "
     "Beanie and the driver ask the database each time, in process; 'driver' is find_one to a dict and JSON of it as it "
     "is. 'encoded anew' has the agent from memory and makes the answer each time. 'no-cache' asks the database for the "
-    "version, linearizable, and takes the rest from memory. 'nothing in memory' is a replica with cache_bytes=0, "
-    "which reads the whole agent each time. 'bare ASGI' is the floor, a constant answer of as many bytes "
+    "version, linearizable, and takes the rest from memory. 'nothing in memory' is a replica with cache_bytes and "
+    "segment_bytes of 0, which reads the whole agent each time. Beanie, the driver and 'no segments' read an agent "
+    "whose steps are all in its document. 'bare ASGI' is the floor, a constant answer of as many bytes "
     "(see cached_read). The HTTP client is the bare one of append_http; it takes all bytes and looks at none."
 )
 
 
 async def run(lab: Lab, scale: Scale) -> Finding:
     """Measure one agent, read by everybody."""
+    async with lab.runtime(seal_bytes=_WHOLE_BYTES) as unsealing:
+        whole = await make_agent(unsealing.agents, _STEPS)
     async with AsyncExitStack() as stack:
         runtime = await stack.enter_async_context(lab.runtime())
         collection = await stack.enter_async_context(lab.driver())
         replica = await stack.enter_async_context(lab.replica())
-        forgetful = await stack.enter_async_context(lab.replica(cache_bytes=0))
+        forgetful = await stack.enter_async_context(lab.replica(cache_bytes=0, segment_bytes=0))
         connection = await stack.enter_async_context(connected(replica.port))
         other = await stack.enter_async_context(connected(forgetful.port))
         agent = await make_agent(runtime.agents, _STEPS)
@@ -50,11 +54,12 @@ async def run(lab: Lab, scale: Scale) -> Finding:
         variants = [
             Variant(_HTTP, _by_http(connection, _read(agent), scale)),
             Variant("bare ASGI, HTTP", _by_http(floor, get(f"/{size}"), scale)),
-            Variant(_BEANIE, _by_beanie(agent, scale)),
-            Variant("driver, find_one", _by_driver(collection, agent, scale)),
+            Variant(_BEANIE, _by_beanie(whole, scale)),
+            Variant("driver, find_one", _by_driver(collection, whole, scale)),
             Variant("holdfast, in process, encoded anew", _by_service(runtime, agent, scale)),
             Variant("holdfast, HTTP, no-cache", _by_http(connection, _read(agent, Cache_Control="no-cache"), scale)),
             Variant("holdfast, HTTP, nothing in memory", _by_http(other, _read(agent), scale)),
+            Variant("holdfast, HTTP, nothing in memory, no segments", _by_http(other, _read(whole), scale)),
         ]
         figures = await take_turns(variants, scale.rounds)
     return Finding(NAME, _ABOUT, compared(f"{_STEPS} steps", "ms", figures, against=_HTTP, expected=_EXPECTED))

@@ -25,7 +25,7 @@ NOTHING = "holdfast, nothing in memory"
 NEWEST = "holdfast, newest step"
 
 _AGENT = "/v1/agents/bench"
-_PATH = f"{_AGENT}?steps=path&steps_limit=10000"
+_PATH = _AGENT
 _ALL = f"{_AGENT}?steps=all&steps_limit=10000"
 _NEWEST = f"{_AGENT}?steps_limit=1"
 _STRONG = {"Cache-Control": "no-cache"}
