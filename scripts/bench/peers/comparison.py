@@ -66,7 +66,7 @@ _ABOUT = (
     "MongoDB, the whole file for SQLite, tables with indexes for PostgreSQL. 'time per step': p50 of all steps so far; "
     "LangGraph: one `graph.invoke` with one message, durability as by default, or ('one run') one superstep of a "
     "single invocation with durability='sync'; ADK: `append_event` to a session in memory. 'latest state': p50 of "
-    "loading all messages: `get_state`, `get_session`, GET with steps=path, from memory after asking the database for "
+    "loading all messages: `get_state`, `get_session`, GET of the agent, from memory after asking the database for "
     "the version ('no-cache'), without asking, or all from the database ('nothing in memory'). 'whole history': "
     "`get_state_history` (every state that ever was, 20 at a time), `get_session`, GET with steps=all (every step and "
     "its parent). MongoDB is written with majority and journal, SQLite and PostgreSQL with their defaults, which reach "
