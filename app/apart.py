@@ -37,7 +37,7 @@ async def store(collection: Collection, documents: Iterable[Apart], *, seconds: 
         with pymongo.timeout(seconds):
             done = await collection.bulk_write([_write(document) for document in part], ordered=False)
         if done.matched_count + done.upserted_count != len(part):
-            raise Damaged("Something that is referred to is not there.")
+            raise Damaged(f"Of {len(part)} documents in '{collection.name}', not all that are referred to are there.")
 
 
 def _parts(documents: Iterable[Apart]) -> Iterator[list[Apart]]:

@@ -13,15 +13,18 @@ from contextlib import asynccontextmanager
 
 import pymongo
 from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.errors import AutoReconnect
+from pymongo.errors import AutoReconnect, NetworkTimeout, PyMongoError
 
 from app.clock import Clock
 from app.mongo import Mongo
 from models.event import Time
 
+_PATIENCE_SECONDS = 0.1
+"""How long those who come during a write wait for it to end before the next one is sent."""
+
 
 class Barrier:
-    """One per replica. One write at a time is under way; all who ask meanwhile share the next one."""
+    """One per replica. All who come while a write is under way share the next one, which begins when it has ended."""
 
     def __init__(self, mongo: Mongo, clock: Clock, *, seconds: float) -> None:
         self._mongo = mongo
@@ -35,25 +38,31 @@ class Barrier:
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncClientSession]:
         """A session whose reads are linearizable: they show all that was committed before this. Raises PyMongoError."""
-        async with self._mongo.reading_after(await self._passed()) as session:
+        async with self._mongo.reading_after(await self.passed()) as session:
             yield session
 
-    async def _passed(self) -> Time:
-        """A cluster time that nothing lies behind which was committed before this call."""
-        if self._next is None:
+    async def passed(self) -> Time:
+        """A cluster time that nothing lies behind which was committed before this call. Raises PyMongoError in time."""
+        if self._next is None or self._next.done():
             self._next = asyncio.create_task(self._after(self._flying), context=contextvars.Context())
             self._next.add_done_callback(_heard)
-        return await asyncio.shield(self._next)
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await asyncio.shield(self._next)
+        except TimeoutError:
+            raise NetworkTimeout("The database did not acknowledge a write in time.") from None
 
     async def _after(self, flying: asyncio.Task[Time] | None) -> Time:
         if flying is not None:
-            await asyncio.wait([flying])
+            await asyncio.wait([flying], timeout=_PATIENCE_SECONDS)
         self._flying, self._next = self._next, None
         with pymongo.timeout(self._seconds):
             try:
                 return await self._write()
-            except AutoReconnect:  # a primary that has stepped down; the driver finds the new one
-                return await self._write()
+            except PyMongoError as error:
+                if error.timeout:
+                    raise
+                return await self._write()  # perhaps the primary has stepped down; the driver finds the new one
 
     async def _write(self) -> Time:
         self._count += 1
@@ -62,7 +71,8 @@ class Barrier:
             # unscoped: a replica serves all tenants
             await self._mongo.beats.update_one({"_id": self._id}, {"$set": beat}, upsert=True, session=session)
             time = session.operation_time
-        assert time is not None  # noqa: S101 - a replica set tells it with each answer
+        if time is None:
+            raise AutoReconnect("The server does not tell its cluster time.")  # one that was just started
         return time.time, time.inc
 
 

@@ -26,9 +26,6 @@ from models.prompt import FIELD, StoredPrompt, chain, is_prompt
 
 T = TypeVar("T")
 
-_SLICE = 100
-"""Items of a list that are encoded in one go, where a list may be long."""
-
 OPTIONS = orjson.OPT_PASSTHROUGH_DATETIME
 
 
@@ -108,10 +105,7 @@ class Filling:
             yield opening + orjson.dumps(name) + b":"
             opening = b","
             if isinstance(each, ByPart):
-                async for piece in self._parts(record, each):
-                    yield piece
-            elif isinstance(each, list):
-                async for piece in self._slices(record, each):
+                async for piece in self._keyed(record, each) if each.keyed else self._listed(record, each):
                     yield piece
             else:
                 yield await self.encoded(record, each)
@@ -122,31 +116,32 @@ class Filling:
         filled: dict[str, Any] = orjson.loads(await self.encoded(record, stored))
         return filled
 
-    async def _slices(self, record: AgentRecord, items: list[Any]) -> AsyncIterator[bytes]:
-        """JSON of a list, some of its items at a time."""
+    async def _listed(self, record: AgentRecord, made: ByPart) -> AsyncIterator[bytes]:
         yield b"["
-        for start in range(0, len(items), _SLICE):
-            text = await self.encoded(record, items[start : start + _SLICE])
-            yield (b"," if start else b"") + text[1:-1]
+        between = b""
+        async for known, items in self._parts(record, made):
+            for item in items:
+                yield between + await self.encoded(known, item)
+                between = b","
         yield b"]"
 
-    async def _parts(self, record: AgentRecord, made: ByPart) -> AsyncIterator[bytes]:
-        opening, closing = (b"{", b"}") if made.keyed else (b"[", b"]")
-        between = opening
+    async def _keyed(self, record: AgentRecord, made: ByPart) -> AsyncIterator[bytes]:
+        yield b"{"
+        between = b""
         told: set[str] = set()
+        async for known, items in self._parts(record, made):
+            for key, value in items:
+                if key not in told:
+                    told.add(key)
+                    yield between + orjson.dumps(key) + b":" + await self.encoded(known, value)
+                    between = b","
+        yield b"}"
+
+    async def _parts(self, record: AgentRecord, made: ByPart) -> AsyncIterator[tuple[AgentRecord, list[Any]]]:
+        """The items of each part, and the agent with the history that they took."""
         record, parts = await self.answered(record, lambda known: list(made.parts(known)))
         for part in parts:
-            known, items = await self.answered(record, partial(_items, made, part))
-            for item in items:
-                if not made.keyed:
-                    yield between + await self.encoded(known, item)
-                elif item[0] not in told:
-                    told.add(item[0])
-                    yield between + orjson.dumps(item[0]) + b":" + await self.encoded(known, item[1])
-                else:
-                    continue
-                between = b","
-        yield closing if between == b"," else opening + closing
+            yield await self.answered(record, partial(_items, made, part))
 
 
 def _items(made: ByPart, part: Any, record: AgentRecord) -> list[Any]:

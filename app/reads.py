@@ -12,6 +12,7 @@ from app.store import Store
 from app.telemetry import Metrics
 from models.agent import AgentRecord
 from models.errors import Unavailable
+from models.event import Time
 from models.tenant import Scope
 
 MIN_VERSION_SECONDS = 2.0
@@ -85,17 +86,17 @@ class Reads:
 
     async def _linearizable(self, key: str) -> AgentRecord:
         """The agent by a linearizable read; of its version alone, where memory has the rest."""
-        version = await self._store.version(key)
+        version, time = await self._store.version(key)
         entry = self._cache.look(key)
         if entry is not None and entry.record.version == version:
             return entry.record
         self._cache.knows(key, version)
-        return await self._store.read(key)
+        return await self._brought_by(self._take_off(key, time))
 
     async def _awaited(self, key: str, version: int) -> AgentRecord:
         """The agent once it has reached the version."""
         until = self._clock.monotonic() + MIN_VERSION_SECONDS
-        while (reached := await self._store.version(key)) < version:
+        while (reached := (await self._store.version(key))[0]) < version:
             if self._clock.monotonic() >= until:
                 raise Unavailable(f"Version {version} is not there yet; it is at {reached}.", version=reached)
             await self._heard_of(key, version, until)
@@ -111,18 +112,19 @@ class Reads:
         assert flight.landing is not None  # noqa: S101 - given by _take_off, before anybody can join
         return await asyncio.shield(flight.landing)
 
-    def _take_off(self, key: str) -> Flight:
-        """Begin a read of its own, which goes on when those who wait for it leave."""
+    def _take_off(self, key: str, time: Time | None = None) -> Flight:
+        """Begin a read, not behind the cluster time if one is given; it goes on when those who wait for it leave."""
         flight = self._cache.depart(key)
-        flight.landing = asyncio.create_task(self._fly(flight), context=contextvars.Context())
+        since = max((known for known in (flight.since, time) if known is not None), default=None)
+        flight.landing = asyncio.create_task(self._fly(flight, since), context=contextvars.Context())
         self._flying.add(flight.landing)
         flight.landing.add_done_callback(self._flying.discard)
         return flight
 
-    async def _fly(self, flight: Flight) -> AgentRecord:
+    async def _fly(self, flight: Flight, since: Time | None) -> AgentRecord:
         record: AgentRecord | None = None
         try:
-            record = await self._store.read(flight.key, since=flight.since)
+            record = await self._store.read(flight.key, since=since)
         finally:
             self._cache.land(flight, record)
         return record

@@ -131,13 +131,17 @@ class Store:
             async with self._mongo.reading_after(since) as session:
                 return await self._read(key, session)
 
-    async def version(self, key: str) -> int:
-        """The version of the agent of an `_id`, linearizable; 0 when there is none. Raises Unavailable."""
+    async def version(self, key: str) -> tuple[int, Time]:
+        """The version of the agent of an `_id` (0 when there is none), and when: what is not older is linearizable.
+
+        Raises Unavailable.
+        """
         with unavailable_when_failing(self._settings.call_seconds):
-            async with self._barrier.reading() as session:
+            time = await self._barrier.passed()
+            async with self._mongo.reading_after(time) as session:
                 # unscoped: the key begins with the tenant
                 found = await self._mongo.agents_raw.find_one({"_id": key}, {"version": 1}, session=session)
-        return 0 if found is None else int(found["version"])
+        return 0 if found is None else int(found["version"]), time
 
     async def page(
         self, scope: Scope, query: Mapping[str, Any], *, after: str | None, limit: int, fields: Iterable[str]

@@ -23,6 +23,7 @@ from models.prompt import DEPTH_LIMIT, FIELD, StoredPrompt, is_prompt
 from models.segment import INHERITED_VERSION, Descriptor, Segment, Tree, line
 
 _OF_A_STEP = ("seq", "version", "parent_id", "turn_id", "index", "role", "created_at")
+_UNREADABLE = (AttributeError, LookupError, TypeError, ValueError, Damaged)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ def flaws(document: Mapping[str, Any], past: Past) -> list[Flaw]:
         if missing:
             return [*_identity(record), *(Flaw(f"its segment {kept.id} is not there") for kept in missing)]
         return [*_identity(record), *_of_an_agent(record, past)]
-    except (AttributeError, KeyError, TypeError, ValueError, Damaged) as error:
+    except _UNREADABLE as error:
         return [Flaw(f"it can't be read ({type(error).__name__}: {error})")]
 
 
@@ -84,7 +85,7 @@ def flaws_of_segment(segment: Segment, document: Mapping[str, Any]) -> list[Flaw
     """Everything that does not hold of a segment, and of what is stored beside its content, by itself."""
     try:
         return list(_of_a_segment(segment, document))
-    except (AttributeError, KeyError, TypeError, ValueError, IndexError, Damaged) as error:
+    except _UNREADABLE as error:
         return [Flaw(f"it can't be read ({type(error).__name__}: {error})")]
 
 
@@ -134,30 +135,35 @@ def _segments(record: AgentRecord, past: Past, there: AbstractSet[str]) -> Itera
     seq = 0
     for key, stored in sorted(record.sealed.items(), key=lambda kept: int(kept[1]["from_seq"])):
         kept = Descriptor.read(stored)
-        tree = record.tree(kept)
-        seen = kept.seen(tree)
-        if not seen:
-            yield Flaw(f"of its segment {kept.id} nothing is seen")
-            continue
-        first, last = tree[seen[0]], tree[seen[-1]]
-        highest = INHERITED_VERSION if kept.inherited else max(tree[step].version for step in seen)
-        fields = {field for step in tree.values() for field in step.bound}
-        found = (seen[-1], len(seen), first.seq, last.seq, highest, bool(fields - {WORKSPACE}), WORKSPACE in fields)
-        said = (kept.last, kept.count, kept.from_seq, kept.to_seq, kept.to_version, kept.results, kept.workspaces)
-        other_size = not kept.part and past.sizes.get(kept.id, kept.bytes) != kept.bytes
-        if found != said or other_size or key != str(kept.from_seq):
-            yield Flaw(f"what it says of its segment {kept.id} is not so")
-        if kept.chain and (line(tree, kept.last) != seen or first.parent_id != kept.parent):
-            yield Flaw(f"its segment {kept.id} is not the line that it says")
+        yield from _of_a_descriptor(kept, record.tree(kept), past, there)
+        if key != str(kept.from_seq):
+            yield Flaw(f"its segment {kept.id} is kept under {key}")
         if kept.from_seq <= seq:
             yield Flaw(f"its segment {kept.id} does not come after the one before it")
-        if first.parent_id != ROOT and first.parent_id not in there:
-            yield Flaw(f"its segment {kept.id} hangs from '{first.parent_id}', which is not there")
         if kept.id.partition(":")[0] != record.tenant:
             yield Flaw(f"its segment {kept.id} is another tenant's")
         seq = kept.to_seq
     if any(body.get("seq", 0) <= seq for body in record.steps.values()):
         yield Flaw("a step in the document is older than one that is sealed")
+
+
+def _of_a_descriptor(kept: Descriptor, tree: Tree, past: Past, there: AbstractSet[str]) -> Iterator[Flaw]:
+    seen = kept.seen(tree)
+    if not seen:
+        yield Flaw(f"of its segment {kept.id} nothing is seen")
+        return
+    first, last = tree[seen[0]], tree[seen[-1]]
+    highest = INHERITED_VERSION if kept.inherited else max(tree[step].version for step in seen)
+    fields = {field for step in tree.values() for field in step.bound}
+    found = (seen[-1], len(seen), first.seq, last.seq, highest, bool(fields - {WORKSPACE}), WORKSPACE in fields)
+    said = (kept.last, kept.count, kept.from_seq, kept.to_seq, kept.to_version, kept.results, kept.workspaces)
+    other_size = not kept.part and past.sizes.get(kept.id, kept.bytes) != kept.bytes
+    if found != said or other_size:
+        yield Flaw(f"what it says of its segment {kept.id} is not so")
+    if kept.chain and (line(tree, kept.last) != seen or first.parent_id != kept.parent):
+        yield Flaw(f"its segment {kept.id} is not the line that it says")
+    if first.parent_id != ROOT and first.parent_id not in there:
+        yield Flaw(f"its segment {kept.id} hangs from '{first.parent_id}', which is not there")
 
 
 def _fields_missing(step: str, body: Mapping[str, Any]) -> Iterator[Flaw]:

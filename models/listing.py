@@ -11,6 +11,7 @@ from models.agent import AgentRecord
 from models.history import NotAtHand, Wanted
 from models.packing import bytes_apart
 from models.path import Stretch, stretches, whole
+from models.segment import Step
 
 _FEW = 1_000
 """So many steps may be in an answer whatever they take in their segments."""
@@ -57,6 +58,24 @@ def newest_of(record: AgentRecord, leaf: str | None, limit: int) -> tuple[Sequen
     if len(shown) == len(found):
         return shown, None
     return shown, record.node(shown[0]).seq if shown else record.seq + 1
+
+
+def newest_parts(record: AgentRecord, leaf: str | None, limit: int) -> tuple[list[Stretch], int | None]:
+    """The stretches of the last `limit` (1 or more) steps, in order, and as `newest_of` what the first of them has."""
+    way = _enough(_backwards(record, leaf), limit + 1)
+    over = sum(stretch.count for stretch in way) - limit
+    if over <= 0:
+        return way[::-1], None
+    oldest = way.pop()
+    if over < oldest.count:
+        kept = oldest.ids(record)[over:]
+        way.append(Stretch(oldest.home, kept, record.node(kept[0]).seq, oldest.to_seq))
+    return way[::-1], way[-1].from_seq
+
+
+def steps_of(record: AgentRecord, stretch: Stretch) -> list[Step]:
+    """The steps of a stretch as callers see them."""
+    return [record.step(step) for step in stretch.ids(record)]
 
 
 def fitting(record: AgentRecord, steps: Iterable[str]) -> int:

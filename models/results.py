@@ -5,7 +5,7 @@ One rule for both. The workspace is a result under a reserved field name that no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +17,9 @@ from models.change import WORKSPACE as WORKSPACE_KIND
 from models.ids import ROOT, WORKSPACE, field_name, plain_name
 from models.packing import INLINE_BYTES, reads_as
 from models.path import Stretch, late, stretches
+
+_AT_ROOT = Stretch(None, (ROOT,), 0, 0)
+"""Where what was there before the first step is bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +60,47 @@ def result_of(record: AgentRecord, key: str) -> Result | None:
     return None if found is None else Result(found, record.bound(found)[field_name(key)])
 
 
-def results_in(record: AgentRecord, stretch: Stretch) -> dict[str, Result]:
-    """The results bound in a stretch of a path, by key: of several the last."""
-    sealed = stretch.home is not None and stretch.home.results
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A stretch of steps, and those of them, where it is sealed, to which something was bound afterwards."""
+
+    stretch: Stretch
+    late: AbstractSet[str]
+
+    def ids(self, record: AgentRecord) -> Sequence[str]:
+        """Its steps."""
+        return self.stretch.ids(record)
+
+    def bearing(self, record: AgentRecord, *, workspaces: bool = False) -> Sequence[str]:
+        """Those of its steps that results (or workspaces) may be bound to."""
+        home = self.stretch.home
+        if home is None:
+            return self.ids(record)
+        sealed = home.workspaces if workspaces else home.results
+        if not sealed and not self.late:
+            return ()
+        tree = record.tree(home)
+        return [step for step in self.ids(record) if step in self.late or (sealed and tree[step].bound)]
+
+
+def parts_of(record: AgentRecord, rows: Iterable[Stretch], field: str | None = None) -> Iterator[Part]:
+    """Stretches with what was bound late in them (under this field name, if one is given), and the root at the end."""
+    lately = late(record, field)
+    for stretch in rows:
+        yield Part(stretch, frozenset() if stretch.home is None else lately.get(stretch.home.id, frozenset()))
+    yield Part(_AT_ROOT, frozenset())
+
+
+def results_up(record: AgentRecord) -> list[Part]:
+    """The parts of the path to HEAD in which results are looked for, the last first."""
+    return list(parts_of(record, stretches(record, record.head)))
+
+
+def results_in(record: AgentRecord, part: Part) -> dict[str, Result]:
+    """The results bound in a part of a path, by key: of several the last."""
     return {
         plain_name(field): Result(step, result)
-        for step in _bearing(record, stretch, late(record), sealed=sealed)
+        for step in part.bearing(record)
         for field, result in record.bound(step).items()
         if field != WORKSPACE
     }
@@ -77,18 +115,11 @@ def workspace_at(record: AgentRecord, leaf: str) -> Any:
     return bound[WORKSPACE] if WORKSPACE in bound else record.body(step)["workspace"]
 
 
-AT_ROOT = Stretch(None, (ROOT,), 0, 0)
-"""Where what was there before the first step is bound."""
-
-
 def _nearest(record: AgentRecord, leaf: str, field: str) -> str | None:
     """The step, nearest to the end of a path, that something is bound to under a field name, or that brought it."""
-    lately = late(record, field)
-    for stretch in (*stretches(record, leaf), AT_ROOT):
-        home = stretch.home
-        sealed = home is not None and (home.workspaces if field == WORKSPACE else home.results)
-        for step in reversed(_bearing(record, stretch, lately, sealed=sealed)):
-            if _bears(record, step, field, sealed=home is not None):
+    for part in parts_of(record, stretches(record, leaf), field):
+        for step in reversed(part.bearing(record, workspaces=field == WORKSPACE)):
+            if _bears(record, step, field, sealed=part.stretch.home is not None):
                 return step
     return None
 
@@ -99,19 +130,6 @@ def _bears(record: AgentRecord, step: str, field: str, *, sealed: bool) -> bool:
     if sealed:
         return field in record.node(step).bound
     return field == WORKSPACE and "workspace" in record.steps.get(step, ())
-
-
-def _bearing(
-    record: AgentRecord, stretch: Stretch, lately: Mapping[str, AbstractSet[str]], *, sealed: bool
-) -> Sequence[str]:
-    """The steps of a stretch that something may be bound to; `sealed`: its segment holds such things."""
-    if stretch.home is None:
-        return stretch.ids(record)
-    own = lately.get(stretch.home.id, frozenset())
-    if not sealed and not own:
-        return ()
-    tree = record.tree(stretch.home)
-    return [step for step in stretch.ids(record) if step in own or (sealed and tree[step].bound)]
 
 
 def _has(record: AgentRecord, step: str, field: str, value: Any) -> bool:

@@ -15,9 +15,9 @@ from models.blob import Blobs, packed
 from models.errors import InvalidRequest
 from models.ids import ROOT, WORKSPACE, check_branch, check_id, check_name, field_name, plain_name
 from models.packing import INLINE_BYTES, packed_step
-from models.path import Stretch, whole
+from models.path import whole
 from models.profile import label_terms
-from models.results import AT_ROOT
+from models.results import Part, parts_of
 from models.settings import check_settings, with_defaults
 from models.step import MAX_COUNT, Body, Id, Instant, SnapshotStep
 from models.tree import branch_names
@@ -102,29 +102,30 @@ def frame_of(record: AgentRecord) -> dict[str, Any]:
     }
 
 
-def parts_of(record: AgentRecord) -> list[Stretch]:
-    """The parts that the rest of an export is made of, one after another; the steps in them are by seq."""
-    return [AT_ROOT, *whole(record)]
+def parts(record: AgentRecord) -> list[Part]:
+    """The parts that the rest of an export is made of; the steps in them are by seq."""
+    *sealed_and_not, root = parts_of(record, whole(record))
+    return [root, *sealed_and_not]
 
 
-def steps_in(record: AgentRecord, part: Stretch) -> list[dict[str, Any]]:
+def steps_in(record: AgentRecord, part: Part) -> list[dict[str, Any]]:
     """The steps of a part."""
     return [record.step(step) for step in part.ids(record) if step != ROOT]
 
 
-def bound_in(record: AgentRecord, part: Stretch) -> list[dict[str, Any]]:
+def bound_in(record: AgentRecord, part: Part) -> list[dict[str, Any]]:
     """What is bound to the steps of a part, but for workspaces."""
     return [
         {"step_id": step, "key": plain_name(field), "result": value}
-        for step in part.ids(record)
+        for step in part.bearing(record)
         for field, value in sorted(record.bound(step).items())
         if field != WORKSPACE
     ]
 
 
-def workspaces_in(record: AgentRecord, part: Stretch) -> list[dict[str, Any]]:
+def workspaces_in(record: AgentRecord, part: Part) -> list[dict[str, Any]]:
     """The workspaces that were put at the steps of a part."""
-    bound = ((step, record.bound(step)) for step in part.ids(record))
+    bound = ((step, record.bound(step)) for step in part.bearing(record, workspaces=True))
     return [{"step_id": step, "workspace": values[WORKSPACE]} for step, values in bound if WORKSPACE in values]
 
 

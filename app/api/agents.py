@@ -23,7 +23,7 @@ from models.errors import InvalidRequest, NotFound
 from models.execution import State
 from models.profile import masked
 from models.results import workspace_at
-from models.snapshot import Snapshot, bound_in, frame_of, parts_of, steps_in, workspaces_in
+from models.snapshot import Snapshot, bound_in, frame_of, parts, steps_in, workspaces_in
 
 Limit = Annotated[int, QueryParameter(ge=1, le=MAX_LIMIT)]
 StepsLimit = Annotated[int, QueryParameter(ge=0, le=10_000, description="The newest ones, when there are more.")]
@@ -55,8 +55,8 @@ def _shown_delegate(record: AgentRecord) -> dict[str, Any]:
 
 
 def _exported(record: AgentRecord) -> dict[str, Any]:
-    parts = {"steps": steps_in, "results": bound_in, "workspaces": workspaces_in}
-    return {**frame_of(record), **{name: ByPart(parts_of, items) for name, items in parts.items()}}
+    lists = {"steps": steps_in, "results": bound_in, "workspaces": workspaces_in}
+    return {**frame_of(record), **{name: ByPart(parts, items) for name, items in lists.items()}}
 
 
 def _listed(record: AgentRecord) -> orjson.Fragment:
@@ -110,8 +110,9 @@ class AgentRoutes(Controller):
     ) -> Answer[shapes.Agent]:
         if (steps, steps_limit) == ("path", views.STEPS_LIMIT):
             return await reading.answer_whole(agent_id)
-        answer = reading.answer if steps_limit <= views.STEPS_LIMIT else reading.answer_in_pieces
-        return await answer(agent_id, lambda record: views.agent(record, steps, steps_limit))
+        if steps == "none" or steps_limit <= views.STEPS_LIMIT:
+            return await reading.answer(agent_id, lambda record: views.agent(record, steps, steps_limit))
+        return await reading.answer_in_pieces(agent_id, lambda record: views.agent_in_parts(record, steps, steps_limit))
 
     @patch("/{agent_id:str}", **DRIVE, summary="Merge name, model, labels, placement, lifetimes")
     async def change(

@@ -57,7 +57,8 @@ class ReadCall:
         """The agent and the newest steps of its path."""
 
         async def shown(record: AgentRecord) -> bytes:
-            return self.showcase.at(record) or await self._encoded(record, views.agent)
+            held = self.showcase.at(record) if self.freshness.strong else None  # others were tried before the framework
+            return held or await self._encoded(record, views.agent)
 
         return await self._answered(agent, shown)
 

@@ -23,8 +23,7 @@ from models.errors import NotFound
 from models.ids import ROOT, plain_name
 from models.json import difference
 from models.listing import Window, page_of
-from models.path import Stretch, late, stretches
-from models.results import AT_ROOT, Result, result_of, results_in
+from models.results import Result, result_of, results_in, results_up
 from models.segment import Step
 from models.tree import Comparison, branch_names, compare, resolve
 
@@ -74,12 +73,7 @@ def _compared(found: Comparison) -> tuple[dict[str, Any], Callable[[Any], dict[s
     return {"from": left, "to": right}, lambda filled: {**lie, "workspace": difference(filled["from"], filled["to"])}
 
 
-def _ways_up(record: AgentRecord) -> list[Stretch]:
-    late(record)  # asked once for all parts
-    return [*stretches(record, record.head), AT_ROOT]
-
-
-_RESULTS = ByPart(_ways_up, lambda record, part: results_in(record, part).items(), keyed=True)
+_RESULTS = ByPart(results_up, lambda record, part: results_in(record, part).items(), keyed=True)
 
 
 def _result(record: AgentRecord, key: str) -> dict[str, Any]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from app.api.paging import steps_cursor
+from app.filling import ByPart
 from models.agent import AgentRecord
 from models.ids import plain_name
-from models.listing import Window, newest_of
+from models.listing import Window, newest_of, newest_parts, steps_of
 from models.profile import masked
 from models.results import workspace_at
 from models.tree import branch_names
@@ -41,9 +42,16 @@ def agent(record: AgentRecord, view: StepsView = "path", limit: int = STEPS_LIMI
     leaf = record.head if view == "path" else None
     steps, cut = newest_of(record, leaf, 0 if view == "none" else limit)
     before = None if cut is None or view == "none" else steps_cursor(Window(leaf, until=cut))
-    return {
-        **summary(record),
-        "workspace": workspace_at(record, record.head),
-        "steps": [record.step(step) for step in steps],
-        "steps_before": before,
-    }
+    return {**_beside_steps(record), "steps": [record.step(step) for step in steps], "steps_before": before}
+
+
+def agent_in_parts(record: AgentRecord, view: Literal["path", "all"], limit: int) -> dict[str, Any]:
+    """The same for a great many steps, which are made a part at a time; however much they take, none is left out."""
+    leaf = record.head if view == "path" else None
+    parts, cut = newest_parts(record, leaf, limit)
+    before = None if cut is None else steps_cursor(Window(leaf, until=cut))
+    return {**_beside_steps(record), "steps": ByPart(lambda _: parts, steps_of), "steps_before": before}
+
+
+def _beside_steps(record: AgentRecord) -> dict[str, Any]:
+    return {**summary(record), "workspace": workspace_at(record, record.head)}

@@ -16,6 +16,7 @@ from app.telemetry import configure_logging
 from scripts.bench import (
     append_http,
     append_many,
+    big_reader,
     cached_read,
     growth,
     lag,
@@ -44,6 +45,7 @@ _BENCHMARKS: dict[str, Benchmark] = {
         oplog_bytes,
         prompt_bytes,
         growth,
+        big_reader,
         read_500,
         read_apart,
         strong_read,

@@ -31,7 +31,8 @@ _ABOUT = (
     "An agent that has some steps of 1 KB already. 'append' is the p50 over HTTP, one client. 'oplog' and 'event' are "
     f"bytes per step over {_STEPS_OF_A_ROUND} appends one after another, so that what sealing costs is in them: all "
     "oplog entries about agents and segments, and the change events of agents. 'fork' and 'read' are p50s over HTTP; "
-    "'from memory' is unchanged since it was read last, 'no cache' a replica with cache_bytes=0 and segment_bytes=0. "
+    "'from memory' is unchanged since it was read last, 'no-cache' asks the database for its version, 'nothing in "
+    "memory' is a replica with cache_bytes=0 and segment_bytes=0. "
     "A read shows the newest 1 000 steps, or as many as `steps_limit` asks for."
 )
 
@@ -90,7 +91,7 @@ async def _reads(place: _Place, scale: Scale) -> list[Row]:
             for name, connection, headers in (
                 ("from memory", place.warm, {}),
                 ("no-cache", place.warm, {"Cache_Control": "no-cache"}),
-                ("no cache", place.cold, {}),
+                ("nothing in memory", place.cold, {}),
             )
         ]
         figures = await take_turns(variants, scale.rounds)

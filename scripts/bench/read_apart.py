@@ -26,12 +26,13 @@ _VALUES, _VALUE_BYTES = 20, 40_000
 _PROMPTS = 100
 _WHOLE_BYTES = 4 * 1024 * 1024
 _MEMORY = "from memory"
+_ZSTD = {"wiredTiger": {"configString": "block_compressor=zstd"}}
 _ABOUT = (
     f"p50 of one read of a whole agent over HTTP, one client. 'values': {_VALUES} steps of {_VALUE_BYTES // 1000} KB, "
     "stored apart as by default, or in the agent's document (inline_bytes and seal_bytes of 4 MiB). 'prompts': "
     f"{_PROMPTS} steps that each send all messages so far, 10 MB, stored as what each adds; beside it the driver reads "
-    "one document for each step with all of that in it, and encodes it as JSON, in process. 'nothing in memory' is a "
-    "replica with cache_bytes, segment_bytes and blob_bytes of 0."
+    "one document for each step with all of that in it (also compressed by zstd), and encodes it as JSON, in process. "
+    "'nothing in memory' is a replica with cache_bytes, segment_bytes and blob_bytes of 0."
 )
 
 
@@ -71,7 +72,7 @@ async def _prompts(lab: Lab, memory: Connection, nothing: Connection, scale: Sca
     ]
     async with lab.runtime() as runtime, lab.driver() as collection:
         agent = await _made(runtime, steps)
-        whole = collection.database["steps_whole"]
+        whole = await collection.database.create_collection("steps_whole", storageEngine=_ZSTD)
         await whole.insert_many([{"_id": number, **step} for number, step in enumerate(steps)])
         variants = [
             Variant(f"apart, {_MEMORY}", _by_http(memory, agent, scale)),

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
+import pymongo
 import pytest
+from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import AutoReconnect, PyMongoError
 
 from app.barrier import Barrier
@@ -19,6 +21,7 @@ from tests.harness import wait_until_async
 pytestmark = pytest.mark.asyncio
 
 READERS = 50
+SECONDS = 1.0
 
 
 class Writes:
@@ -30,13 +33,17 @@ class Writes:
         self.faults: list[Exception] = []
         self.open = asyncio.Event()
         self.open.set()
+        self.time: Any = None
+        """The cluster time of the newest one."""
 
     async def update_one(self, *args: Any, **kwargs: Any) -> Any:
         self.sent += 1
         if self.faults:
             raise self.faults.pop(0)
         await self.open.wait()
-        return await self._collection.update_one(*args, **kwargs)
+        done = await self._collection.update_one(*args, **kwargs)
+        self.time = kwargs["session"].operation_time
+        return done
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ async def place(mongo_uri: str) -> AsyncIterator[Place]:
     client = open_client(mongo_uri)
     mongo = Mongo.of(client, f"barrier_{uuid4().hex[:12]}")
     writes: Any = Writes(mongo.beats)
-    yield Place(Barrier(replace(mongo, beats=writes), SystemClock(), seconds=5), writes, mongo)
+    yield Place(Barrier(replace(mongo, beats=writes), SystemClock(), seconds=SECONDS), writes, mongo)
     await client.drop_database(mongo.database.name)
     await client.close()
 
@@ -69,6 +76,12 @@ async def test_read_shows_what_was_committed_before_it(place: Place) -> None:
     for number in range(20):
         await place.write(number)
         assert await place.seen() == number
+
+
+async def test_read_is_not_older_than_the_write_before_it(place: Place) -> None:
+    """Wherever it is sent: it carries the write's time."""
+    async with place.barrier.reading() as session:
+        assert session.operation_time == place.writes.time is not None
 
 
 async def test_readers_at_once_share_writes(place: Place) -> None:
@@ -109,7 +122,45 @@ async def test_new_primary_is_asked_once_more(place: Place) -> None:
 async def test_write_that_fails_shows_nothing(place: Place) -> None:
     """And the next read begins anew."""
     await place.write(1)
-    place.writes.faults = [AutoReconnect("away"), AutoReconnect("away")]
+    place.writes.faults = [AutoReconnect("away"), AutoReconnect("still away")]
     with pytest.raises(PyMongoError):
         await place.seen()
+    assert await place.seen() == 1
+
+
+async def test_write_that_hangs_holds_nobody_up_for_long(place: Place) -> None:
+    """Who waits for it is told in time; those who come later have a write of their own."""
+    await place.write(1)
+    place.writes.open.clear()
+    stuck = asyncio.create_task(place.seen())
+    await wait_until_async(lambda: place.writes.sent == 1, 5, "the first write")
+    later = asyncio.create_task(place.seen())
+    await wait_until_async(lambda: place.writes.sent == 2, 5, "the write of those who came later")
+    for reader in (stuck, later):
+        with pytest.raises(PyMongoError):
+            await asyncio.wait_for(reader, 3 * SECONDS)
+    place.writes.open.set()
+
+
+async def test_time_limit_of_one_reader_is_not_the_others(place: Place) -> None:
+    await place.write(1)
+    place.writes.open.clear()
+    with pymongo.timeout(0.01):
+        hasty = asyncio.create_task(place.seen())
+    patient = asyncio.create_task(place.seen())
+    await asyncio.sleep(0.05)
+    place.writes.open.set()
+    assert await patient == 1
+    with pytest.raises(PyMongoError):
+        await hasty
+
+
+async def test_server_that_tells_no_time_is_asked_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was just started may not know it yet."""
+    await place.write(1)
+    told = iter([None])
+    known = AsyncClientSession.operation_time.fget
+    monkeypatch.setattr(
+        AsyncClientSession, "operation_time", property(lambda session: next(told, None) or known(session))
+    )
     assert await place.seen() == 1

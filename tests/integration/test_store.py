@@ -135,13 +135,14 @@ class Deaf:
 
 @dataclass
 class Bench:
-    """A store with a writing and a reading collection that can be made to fail, and the database behind them."""
+    """A store whose writes, reads and stored values can be made to fail, and the database behind them."""
 
     store: Store
     mongo: Mongo
     metrics: Metrics
     writes: Faulty
     reads: Faulty
+    values: Faulty
 
     async def commit(self, move: Any, scope: Scope = ANONYMOUS, agent: str = AGENT, **terms: Any) -> Committed:
         return await asyncio.wait_for(self.store.commit(scope, agent, move, **terms), SECONDS)
@@ -180,13 +181,15 @@ async def _bench(uri: str, database: str, chosen: dict[str, Any]) -> AsyncIterat
     await mongo.prepare()
     writes = Faulty(mongo.agents, "bulk_write")
     reads = Faulty(mongo.agents_raw, "find_one")
+    values = Faulty(mongo.blobs, "bulk_write")
     metrics = Metrics()
     faulty: Any = {"agents": writes, "agents_raw": reads}
-    blobs = Blobs(mongo, limit_bytes=settings.blob_bytes, seconds=settings.call_seconds)
+    apart: Any = {"blobs": values}
+    blobs = Blobs(replace(mongo, **apart), limit_bytes=settings.blob_bytes, seconds=settings.call_seconds)
     segments = Segments(mongo, limit_bytes=settings.segment_bytes, seconds=settings.call_seconds)
     store = Store(replace(mongo, **faulty), settings, SystemClock(), metrics, Tracing(None), Deaf(), blobs, segments)
     try:
-        yield Bench(store, mongo, metrics, writes, reads)
+        yield Bench(store, mongo, metrics, writes, reads, values)
     finally:
         await store.stop()
         await mongo.client.close()
@@ -534,6 +537,21 @@ async def test_too_late_before_sending_is_never_written(benches: Benches, bench:
     assert (await bench.stored()).version == 1
 
 
+async def test_too_late_while_values_are_stored_is_never_written(benches: Benches, bench: Bench) -> None:
+    """What lies apart is stored before the write; whoever was told `written: false` meanwhile finds nothing written."""
+    hasty: Bench = await benches(deadline_seconds=1, attempt_seconds=10)
+    gate = Gate()
+    hasty.values.planned.append(gate)
+    with pytest.raises(Unavailable) as caught:
+        await hasty.commit(appending("large", content="x" * 20_000))
+    assert caught.value.fields == {"written": False}
+    gate.open()
+    await hasty.store.stop()
+    assert hasty.values.sent
+    assert hasty.writes.sent == []
+    assert (await bench.stored()).version == 1
+
+
 async def test_too_late_after_sending_is_settled_all_the_same(benches: Benches, bench: Bench) -> None:
     """Too late, sent: the caller is told that it is not known; the write still comes to its end."""
     hasty: Bench = await benches(deadline_seconds=0.4, attempt_seconds=10)
@@ -855,3 +873,21 @@ async def test_request_that_changes_nothing_seals_nothing(benches: Benches) -> N
     assert all(before[1] + 1 == after[0] for before, after in pairwise(seqs))
     assert min(body["seq"] for body in sealed.steps.values()) == seqs[-1][1] + 1
     assert sum(kept["count"] for kept in sealed.sealed.values()) + len(sealed.steps) == sealed.step_count == 36
+
+
+async def test_seal_takes_the_mark_off_a_segment_that_an_earlier_one_left(benches: Benches) -> None:
+    """A write that was refused left it; it is about to be collected when the next write seals the very same steps."""
+    growing: Bench = await benches(seal_bytes=1024)
+    await growing.commit(creating(), creates=True)
+    large = [Draft(f"s{number}", {"role": "user", "content": "x" * 200}) for number in range(9)]
+    await growing.commit(lambda record, stamp: append(record, large, stamp))
+    growing.writes.planned.append(refused)
+    with pytest.raises(Unavailable):
+        await growing.commit(setting("k"))
+    assert not (await growing.stored()).sealed
+    segments = growing.mongo.segments
+    left = (await segments.update_many({}, {"$set": {"mark": "somebody's"}})).modified_count
+    await growing.commit(setting("k"))
+    sealed = {kept["id"] for kept in (await growing.stored()).sealed.values()}
+    assert {found["_id"] async for found in segments.find({"mark": {"$exists": False}})} == sealed
+    assert left == len(sealed) == await segments.count_documents({}) > 0

@@ -15,10 +15,10 @@ from models.agent import AgentRecord, create
 from models.change import Change, fold
 from models.errors import HoldfastError
 from models.ids import ROOT, WORKSPACE
-from models.listing import Window, newest_of, page_of
+from models.listing import Window, newest_of, newest_parts, page_of, steps_of
 from models.news import steps_since
 from models.path import path, stretches, whole
-from models.results import AT_ROOT, put_result, put_workspace, result_of, results_in, workspace_at
+from models.results import put_result, put_workspace, result_of, results_in, results_up, workspace_at
 from models.sealing import may_be_due, seal, sealed_at_birth
 from models.segment import Descriptor
 from tests.unit.archive import Archive
@@ -73,7 +73,7 @@ def _outcome(ask: Callable[[], Any]) -> Any:
 
 def seen(record: AgentRecord) -> Any:
     """All that there is to see of an agent, but for its bytes."""
-    parts = snapshot.parts_of(record)
+    parts = snapshot.parts(record)
     return (
         {**views.agent(record, "all"), "size_bytes": 0},
         {**views.agent(record), "size_bytes": 0},
@@ -111,9 +111,20 @@ def told(record: AgentRecord, version: int, limit: int) -> list[tuple[int, str, 
 def results(record: AgentRecord) -> dict[str, Any]:
     """All results seen from HEAD."""
     found: dict[str, Any] = {}
-    for stretch in (*stretches(record, record.head), AT_ROOT):
-        found = {**results_in(record, stretch), **found}
+    for part in results_up(record):
+        found = {**results_in(record, part), **found}
     return found
+
+
+def assert_newest(twins: Twins, leaf: str | None, limit: int) -> None:
+    """The newest steps, taken in one go and in parts."""
+    at_once = twins.ask(lambda record: newest_of(record, leaf, limit))
+    assert twins.ask(lambda record: newest_of_parts(record, leaf, limit)) == (list(at_once[0]), at_once[1])
+
+
+def newest_of_parts(record: AgentRecord, leaf: str | None, limit: int) -> tuple[list[str], int | None]:
+    parts, cut = newest_parts(record, leaf, limit)
+    return [step["id"] for part in parts for step in steps_of(record, part)], cut
 
 
 LINE = [appending([f"s{number}"], advance=True, parent=None, workspace=None) for number in range(6)]
@@ -142,7 +153,9 @@ def test_sealed_agent_moves_and_reads_as_it_would_unsealed(chain: list[Move]) ->
     for step in known:
         twins.ask(lambda record, step=step: workspace_at(record, step))
         twins.ask(lambda record, step=step: record.bound(step))
-        twins.ask(lambda record, step=step: newest_of(record, step, 2))
+        assert_newest(twins, step, 2)
+    for limit in range(1, 5):
+        assert_newest(twins, None, limit)
     twins.ask(results)
     for version in range(0, twins.plain.version + 1, 3):
         together = twins.ask(lambda record, version=version: told(record, version, 100))

@@ -78,12 +78,9 @@ class Holdfast:
         self._caller.close()  # The replica lets go of connections that are long idle, as between two turns.
         texts = messages(steps)[len(self._milliseconds) :]
         self._milliseconds += await asyncio.to_thread(_append, self._caller, texts)
+        loads = await self._loads(steps, state.calls, history.calls)
         size, note = await self._stored()
-        return [
-            Taken(BYTES, self.name, size, note),
-            Taken.of(STEP, self.name, self._milliseconds),
-            *await self._loads(steps, state.calls, history.calls),
-        ]
+        return [Taken(BYTES, self.name, size, note), Taken.of(STEP, self.name, self._milliseconds), *loads]
 
     async def end(self) -> None:
         await self._open.aclose()
