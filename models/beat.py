@@ -1,4 +1,4 @@
-"""Heartbeats of replicas through the change stream: one small document each, of no other meaning."""
+"""Heartbeats of replicas, small and of no other meaning: through the change stream, and before strong reads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KEPT_SECONDS = 3_600
 class Beat(Document):
     """The collection of heartbeats; the index only cleans up after replicas that are gone."""
 
-    id: str = Field(alias="_id", description="The replica, a new id each time that it starts.")  # type: ignore[assignment]  # a document's id is its own kind otherwise
+    id: str = Field(alias="_id", description="Whose, a new id each time that a replica starts.")  # type: ignore[assignment]  # a document's id is its own kind otherwise
     nonce: int = Field(description="Counts up with each beat.")
     at: datetime
 
