@@ -7,7 +7,7 @@ again. So nothing is searched for, and an answer without references costs nothin
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -22,10 +22,13 @@ from app.segments import Segments
 from models.agent import AgentRecord
 from models.blob import Damaged, is_reference
 from models.history import NotAtHand, Wanted
+from models.packing import bytes_apart
 from models.prompt import FIELD, StoredPrompt, chain, is_prompt
 
 T = TypeVar("T")
 
+_GROUP = 100
+_GROUP_BYTES = 1024 * 1024
 OPTIONS = orjson.OPT_PASSTHROUGH_DATETIME
 
 
@@ -120,8 +123,8 @@ class Filling:
         yield b"["
         between = b""
         async for known, items in self._parts(record, made):
-            for item in items:
-                yield between + await self.encoded(known, item)
+            for group in _groups(items):
+                yield between + (await self.encoded(known, group))[1:-1]
                 between = b","
         yield b"]"
 
@@ -146,6 +149,20 @@ class Filling:
 
 def _items(made: ByPart, part: Any, record: AgentRecord) -> list[Any]:
     return list(made.items(record, part))
+
+
+def _groups(items: Iterable[Any]) -> Iterator[list[Any]]:
+    """Items that are encoded in one go: so many, or so much that is stored apart, or a single one."""
+    group: list[Any] = []
+    room = _GROUP_BYTES
+    for item in items:
+        room -= bytes_apart(item)
+        if group and (room < 0 or len(group) == _GROUP):
+            yield group
+            group, room = [], _GROUP_BYTES - bytes_apart(item)
+        group.append(item)
+    if group:
+        yield group
 
 
 class _Encoder:

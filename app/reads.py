@@ -113,9 +113,12 @@ class Reads:
         return await asyncio.shield(flight.landing)
 
     def _take_off(self, key: str, time: Time | None = None) -> Flight:
-        """Begin a read, not behind the cluster time if one is given; it goes on when those who wait for it leave."""
+        """Begin a read, not behind the cluster time if one is given; it goes on when those who wait for it leave.
+
+        Where the flight must be linearizable, it is so from now on: the given time is from before its token.
+        """
         flight = self._cache.depart(key)
-        since = max((known for known in (flight.since, time) if known is not None), default=None)
+        since = flight.since if flight.since is None or time is None else max(flight.since, time)
         flight.landing = asyncio.create_task(self._fly(flight, since), context=contextvars.Context())
         self._flying.add(flight.landing)
         flight.landing.add_done_callback(self._flying.discard)

@@ -13,9 +13,6 @@ from models.packing import bytes_apart
 from models.path import Stretch, stretches, whole
 from models.segment import Step
 
-_FEW = 1_000
-"""So many steps may be in an answer whatever they take in their segments."""
-
 ANSWER_BYTES = 64 * 1024 * 1024
 """What the steps of one answer may take that is stored apart from the document; the rest comes with the next page."""
 
@@ -75,6 +72,8 @@ def newest_parts(record: AgentRecord, leaf: str | None, limit: int) -> tuple[lis
 
 def steps_of(record: AgentRecord, stretch: Stretch) -> list[Step]:
     """The steps of a stretch as callers see them."""
+    if stretch.home is not None:
+        record.segment(stretch.home)  # asked for before its tree, which it holds
     return [record.step(step) for step in stretch.ids(record)]
 
 
@@ -82,8 +81,7 @@ def fitting(record: AgentRecord, steps: Iterable[str]) -> int:
     """How many of the steps, in this order, go into one answer: the first in any case."""
     room, count = ANSWER_BYTES, 0
     for step in steps:
-        home = record.home(step) if count >= _FEW else None
-        room -= bytes_apart(record.body(step)) + (0 if home is None else home.bytes // home.count)
+        room -= bytes_apart(record.body(step))
         if count and room < 0:
             break
         count += 1

@@ -18,7 +18,7 @@ from models.ids import ROOT, WORKSPACE, field_name, plain_name
 from models.packing import INLINE_BYTES, reads_as
 from models.path import Stretch, late, stretches
 
-_AT_ROOT = Stretch(None, (ROOT,), 0, 0)
+AT_ROOT = Stretch(None, (ROOT,), 0, 0)
 """Where what was there before the first step is bound."""
 
 
@@ -88,7 +88,7 @@ def parts_of(record: AgentRecord, rows: Iterable[Stretch], field: str | None = N
     lately = late(record, field)
     for stretch in rows:
         yield Part(stretch, frozenset() if stretch.home is None else lately.get(stretch.home.id, frozenset()))
-    yield Part(_AT_ROOT, frozenset())
+    yield Part(AT_ROOT, frozenset())
 
 
 def results_up(record: AgentRecord) -> list[Part]:

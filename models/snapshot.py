@@ -14,10 +14,11 @@ from models.agent import MAIN, AgentRecord
 from models.blob import Blobs, packed
 from models.errors import InvalidRequest
 from models.ids import ROOT, WORKSPACE, check_branch, check_id, check_name, field_name, plain_name
+from models.listing import steps_of
 from models.packing import INLINE_BYTES, packed_step
 from models.path import whole
 from models.profile import label_terms
-from models.results import Part, parts_of
+from models.results import AT_ROOT, Part, parts_of
 from models.settings import check_settings, with_defaults
 from models.step import MAX_COUNT, Body, Id, Instant, SnapshotStep
 from models.tree import branch_names
@@ -110,7 +111,7 @@ def parts(record: AgentRecord) -> list[Part]:
 
 def steps_in(record: AgentRecord, part: Part) -> list[dict[str, Any]]:
     """The steps of a part."""
-    return [record.step(step) for step in part.ids(record) if step != ROOT]
+    return [] if part.stretch is AT_ROOT else steps_of(record, part.stretch)
 
 
 def bound_in(record: AgentRecord, part: Part) -> list[dict[str, Any]]:

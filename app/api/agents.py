@@ -26,7 +26,12 @@ from models.results import workspace_at
 from models.snapshot import Snapshot, bound_in, frame_of, parts, steps_in, workspaces_in
 
 Limit = Annotated[int, QueryParameter(ge=1, le=MAX_LIMIT)]
-StepsLimit = Annotated[int, QueryParameter(ge=0, le=10_000, description="The newest ones, when there are more.")]
+StepsLimit = Annotated[
+    int,
+    QueryParameter(
+        ge=0, le=10_000, description="The newest ones, when there are more; over 1000 are sent while they are made."
+    ),
+]
 Status = Literal["pending", "running", "stopped", "failed"]
 
 

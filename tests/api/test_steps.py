@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.api.driver import Api, Json, etag
+from tests.api.driver import Api, Handle, Json, etag
 
 WHOLE: Json = {
     "id": "whole",
@@ -258,6 +258,31 @@ async def test_steps_before_leads_to_the_older_steps(api: Api, view: str) -> Non
     assert [step["id"] for step in older] == ids[:4]
     for limit in (-1, 10_001, "x"):
         await agent.call("GET", "", steps_limit=limit, expect="invalid-request")
+
+
+@pytest.mark.parametrize("view", ["path", "all"])
+async def test_many_steps_are_the_same_made_in_parts(api: Api, view: str) -> None:
+    """Over a thousand: in order, whole, the cursor leads to exactly the others; forks show what they see of them."""
+    agent = await api.made()
+    for start in range(0, 1_200, 200):
+        await agent.append(*({"id": f"s{number}", "role": "user"} for number in range(start, start + 200)))
+    await agent.append({"id": "side", "role": "user", "parent_id": "s700"}, advance_head=False)
+    ids = [f"s{number}" for number in range(1_200)] + (["side"] if view == "all" else [])
+    shown = await agent.call("GET", steps=view, steps_limit=1_100)
+    cut = shown.json()
+    assert [step["id"] for step in cut["steps"]] == ids[-1_100:]
+    older = await agent.read("/steps", cursor=cut["steps_before"], limit=200)
+    assert [step["id"] for step in older["items"]] == ids[:-1_100]
+    whole = await agent.read(steps=view, steps_limit=10_000)
+    assert [step["id"] for step in whole["steps"]] == ids
+    assert whole["steps_before"] is None
+    few = await agent.read(steps=view, steps_limit=1_000)
+    assert {**few, "steps": None, "steps_before": None} == {**cut, "steps": None, "steps_before": None}
+    assert cut["steps"][-1_000:] == few["steps"]
+    same = {"If-None-Match": shown.headers["etag"]}
+    await agent.call("GET", steps=view, steps_limit=1_100, headers=same, expect=304)
+    fork = Handle(api, (await agent.call("POST", "/fork", {"at": "s1150"})).json()["id"])
+    assert [step["id"] for step in (await fork.read(steps=view, steps_limit=2_000))["steps"]] == ids[:1_151]
 
 
 async def test_steps_limit_is_a_thousand_unless_said_otherwise(api: Api) -> None:

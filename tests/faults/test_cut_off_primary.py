@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 import subprocess
@@ -103,8 +104,10 @@ async def asking(member: Member) -> AsyncIterator[tuple[Mongo, Barrier]]:
     """A replica's way to the database, which leads to this member alone."""
     client = open_client(member.uri)
     mongo = Mongo.of(client, "cut_off")
-    yield mongo, Barrier(mongo, SystemClock(), seconds=ANSWER_SECONDS)
-    await client.close()
+    try:
+        yield mongo, Barrier(mongo, SystemClock(), seconds=ANSWER_SECONDS)
+    finally:
+        await client.close()
 
 
 async def seen(mongo: Mongo, barrier: Barrier) -> int | None:
@@ -146,7 +149,10 @@ async def test_old_primary_that_wakes_shows_nothing_old(members: list[Member]) -
         wait_until(lambda: any(other.is_primary() for other in others), 30, "another primary")
         async with asking(next(other for other in others if other.is_primary())) as (elsewhere, _):
             await set_to(elsewhere, 2)
+        asked = asyncio.create_task(seen(mongo, barrier))  # it finds the question when it wakes
+        await asyncio.sleep(0.1)
         old.signal(signal.SIGCONT)
+        assert await asked in {None, 2}
         until = time.monotonic() + BACK_SECONDS
         while (shown := await seen(mongo, barrier)) != 2:
             assert shown is None

@@ -21,7 +21,7 @@ from tests.harness import wait_until_async
 pytestmark = pytest.mark.asyncio
 
 READERS = 50
-SECONDS = 1.0
+SECONDS, FEW_SECONDS = 10.0, 0.5
 
 
 class Writes:
@@ -30,6 +30,7 @@ class Writes:
     def __init__(self, collection: Any) -> None:
         self._collection = collection
         self.sent = 0
+        self.under_way = 0
         self.faults: list[Exception] = []
         self.open = asyncio.Event()
         self.open.set()
@@ -40,8 +41,12 @@ class Writes:
         self.sent += 1
         if self.faults:
             raise self.faults.pop(0)
-        await self.open.wait()
-        done = await self._collection.update_one(*args, **kwargs)
+        self.under_way += 1
+        try:
+            await self.open.wait()
+            done = await self._collection.update_one(*args, **kwargs)
+        finally:
+            self.under_way -= 1
         self.time = kwargs["session"].operation_time
         return done
 
@@ -131,15 +136,18 @@ async def test_write_that_fails_shows_nothing(place: Place) -> None:
 async def test_write_that_hangs_holds_nobody_up_for_long(place: Place) -> None:
     """Who waits for it is told in time; those who come later have a write of their own."""
     await place.write(1)
+    writes: Any = place.writes
+    hasty = replace(place, barrier=Barrier(replace(place.mongo, beats=writes), SystemClock(), seconds=FEW_SECONDS))
     place.writes.open.clear()
-    stuck = asyncio.create_task(place.seen())
+    stuck = asyncio.create_task(hasty.seen())
     await wait_until_async(lambda: place.writes.sent == 1, 5, "the first write")
-    later = asyncio.create_task(place.seen())
+    later = asyncio.create_task(hasty.seen())
     await wait_until_async(lambda: place.writes.sent == 2, 5, "the write of those who came later")
     for reader in (stuck, later):
         with pytest.raises(PyMongoError):
-            await asyncio.wait_for(reader, 3 * SECONDS)
+            await asyncio.wait_for(reader, SECONDS)
     place.writes.open.set()
+    await wait_until_async(lambda: place.writes.under_way == 0, 5, "the end of what was sent")
 
 
 async def test_time_limit_of_one_reader_is_not_the_others(place: Place) -> None:
@@ -158,9 +166,8 @@ async def test_time_limit_of_one_reader_is_not_the_others(place: Place) -> None:
 async def test_server_that_tells_no_time_is_asked_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that was just started may not know it yet."""
     await place.write(1)
-    told = iter([None])
-    known = AsyncClientSession.operation_time.fget
-    monkeypatch.setattr(
-        AsyncClientSession, "operation_time", property(lambda session: next(told, None) or known(session))
-    )
+    known: Any = AsyncClientSession.operation_time.fget
+    unknown = property(lambda session: known(session) if place.writes.sent > 1 else None)
+    monkeypatch.setattr(AsyncClientSession, "operation_time", unknown)
     assert await place.seen() == 1
+    assert place.writes.sent == 2
