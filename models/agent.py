@@ -174,12 +174,12 @@ class AgentRecord(BaseModel):
             raise NotFound(f"There is no step '{step[:64]}' on agent '{self.name_in_tenant}'.")
         return step
 
-    def body(self, step: str) -> Step:
-        """A step as it is stored. Raises KeyError when there is none."""
+    def body(self, step: str, home: Descriptor | None = None) -> Step:
+        """A step as it is stored, in the segment `home` where that is known. Raises KeyError when there is none."""
         found = self.steps.get(step)
         if found is not None:
             return found
-        home = self._home_of(step)
+        home = home or self._home_of(step)
         found = self.segment(home).steps[step]
         return {**found, "version": INHERITED_VERSION} if home.inherited else found
 
@@ -192,9 +192,9 @@ class AgentRecord(BaseModel):
         node = self.tree(home)[step]
         return node._replace(version=INHERITED_VERSION) if home.inherited else node
 
-    def step(self, step: str) -> Step:
-        """A step as callers see it."""
-        return {"id": step, **self.body(step)}
+    def step(self, step: str, home: Descriptor | None = None) -> Step:
+        """A step as callers see it; `home` as in `body`."""
+        return {"id": step, **self.body(step, home)}
 
     def bound(self, step: str) -> Bound:
         """What is bound to a step or to the root; what came after the step was sealed goes first."""

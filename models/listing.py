@@ -42,23 +42,21 @@ class StepPage:
 def page_of(record: AgentRecord, window: Window, limit: int) -> StepPage:
     """The first steps of the window, `limit` or as many as fit. Along a path seq only grows: one order serves both."""
     found = list(islice(_inside(record, window, limit + 1), limit + 1))
-    page = found[: fitting(record, found[:limit])]
+    page = found[: fitting(record.body(step) for step in found[:limit])]
     return StepPage(page, record.node(page[-1]).seq if len(found) > len(page) else None)
 
 
-def newest_of(record: AgentRecord, leaf: str | None, limit: int) -> tuple[Sequence[str], int | None]:
+def newest_of(record: AgentRecord, leaf: str | None, limit: int) -> tuple[list[Step], int | None]:
     """The last steps, `limit` or as many as fit, and the seq of the first of them when older ones were left out."""
-    way = _enough(_backwards(record, leaf), limit + 1)
-    expanded = (reversed(stretch.ids(record)) for stretch in _at_hand(record, way, limit + 1))
-    found = list(islice(chain.from_iterable(expanded), limit + 1))
-    shown = found[: fitting(record, found[:limit])][::-1]
-    if len(shown) == len(found):
-        return shown, None
-    return shown, record.node(shown[0]).seq if shown else record.seq + 1
+    parts, cut = newest_parts(record, leaf, limit)
+    at_hand = _at_hand(record, parts[::-1], limit)
+    found = list(chain.from_iterable(reversed(steps_of(record, part)) for part in at_hand))
+    shown = found[: fitting(found)]
+    return shown[::-1], cut if len(shown) == len(found) else shown[-1]["seq"]
 
 
 def newest_parts(record: AgentRecord, leaf: str | None, limit: int) -> tuple[list[Stretch], int | None]:
-    """The stretches of the last `limit` (1 or more) steps, in order, and as `newest_of` what the first of them has."""
+    """The stretches of the last `limit` steps, in order, and the seq of the first of them when there are older ones."""
     way = _enough(_backwards(record, leaf), limit + 1)
     over = sum(stretch.count for stretch in way) - limit
     if over <= 0:
@@ -67,21 +65,21 @@ def newest_parts(record: AgentRecord, leaf: str | None, limit: int) -> tuple[lis
     if over < oldest.count:
         kept = oldest.ids(record)[over:]
         way.append(Stretch(oldest.home, kept, record.node(kept[0]).seq, oldest.to_seq))
-    return way[::-1], way[-1].from_seq
+    return way[::-1], way[-1].from_seq if way else oldest.to_seq + 1
 
 
 def steps_of(record: AgentRecord, stretch: Stretch) -> list[Step]:
     """The steps of a stretch as callers see them."""
     if stretch.home is not None:
         record.segment(stretch.home)  # asked for before its tree, which it holds
-    return [record.step(step) for step in stretch.ids(record)]
+    return [record.step(step, stretch.home) for step in stretch.ids(record)]
 
 
-def fitting(record: AgentRecord, steps: Iterable[str]) -> int:
+def fitting(steps: Iterable[Step]) -> int:
     """How many of the steps, in this order, go into one answer: the first in any case."""
     room, count = ANSWER_BYTES, 0
     for step in steps:
-        room -= bytes_apart(record.body(step))
+        room -= bytes_apart(step)
         if count and room < 0:
             break
         count += 1

@@ -44,7 +44,7 @@ def reads_as(stored: Any, value: Any) -> bool:
 def bytes_apart(value: Any) -> int:
     """Bytes of JSON that a stored value stands for and does not hold; of a map, those of its values. 0: it is whole."""
     if isinstance(value, Mapping):
-        return sum(bytes_apart(each) for each in value.values() if isinstance(each, Binary))
+        return sum([bytes_apart(each) for each in value.values() if isinstance(each, Binary)])
     if is_reference(value):
         return length_of(value)
     return prompt.StoredPrompt.of(value).size if is_prompt(value) else 0

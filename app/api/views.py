@@ -42,7 +42,7 @@ def agent(record: AgentRecord, view: StepsView = "path", limit: int = STEPS_LIMI
     leaf = record.head if view == "path" else None
     steps, cut = newest_of(record, leaf, 0 if view == "none" else limit)
     before = None if cut is None or view == "none" else steps_cursor(Window(leaf, until=cut))
-    return {**_beside_steps(record), "steps": [record.step(step) for step in steps], "steps_before": before}
+    return {**_beside_steps(record), "steps": steps, "steps_before": before}
 
 
 def agent_in_parts(record: AgentRecord, view: Literal["path", "all"], limit: int) -> dict[str, Any]:

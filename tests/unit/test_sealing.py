@@ -20,7 +20,7 @@ from models.news import steps_since
 from models.path import path, stretches, whole
 from models.results import put_result, put_workspace, result_of, results_in, results_up, workspace_at
 from models.sealing import may_be_due, seal, sealed_at_birth
-from models.segment import Descriptor
+from models.segment import Descriptor, Step
 from tests.unit.archive import Archive
 from tests.unit.test_moves import STAMP, Move, appending, applied, moves, names, started, steps
 
@@ -119,12 +119,22 @@ def results(record: AgentRecord) -> dict[str, Any]:
 def assert_newest(twins: Twins, leaf: str | None, limit: int) -> None:
     """The newest steps, taken in one go and in parts."""
     at_once = twins.ask(lambda record: newest_of(record, leaf, limit))
-    assert twins.ask(lambda record: newest_of_parts(record, leaf, limit)) == (list(at_once[0]), at_once[1])
+    assert twins.ask(lambda record: newest_of_parts(record, leaf, limit)) == at_once
+    steps, cut = at_once
+    path = twins.ask(lambda record: [step["id"] for step in ordered(record, leaf)])
+    assert [step["id"] for step in steps] == path[max(0, len(path) - limit) :]
+    assert (cut is None) == (len(path) <= limit)
 
 
-def newest_of_parts(record: AgentRecord, leaf: str | None, limit: int) -> tuple[list[str], int | None]:
+def newest_of_parts(record: AgentRecord, leaf: str | None, limit: int) -> tuple[list[Step], int | None]:
     parts, cut = newest_parts(record, leaf, limit)
-    return [step["id"] for part in parts for step in steps_of(record, part)], cut
+    return [step for part in parts for step in steps_of(record, part)], cut
+
+
+def ordered(record: AgentRecord, leaf: str | None) -> list[Step]:
+    """All steps, or those of a path, by seq."""
+    rows = list(whole(record)) if leaf is None else list(stretches(record, leaf))[::-1]
+    return [step for stretch in rows for step in steps_of(record, stretch)]
 
 
 LINE = [appending([f"s{number}"], advance=True, parent=None, workspace=None) for number in range(6)]
@@ -154,7 +164,7 @@ def test_sealed_agent_moves_and_reads_as_it_would_unsealed(chain: list[Move]) ->
         twins.ask(lambda record, step=step: workspace_at(record, step))
         twins.ask(lambda record, step=step: record.bound(step))
         assert_newest(twins, step, 2)
-    for limit in range(1, 5):
+    for limit in range(5):
         assert_newest(twins, None, limit)
     twins.ask(results)
     for version in range(0, twins.plain.version + 1, 3):
@@ -278,7 +288,7 @@ def test_path_over_many_lines_is_followed_without_reading_them() -> None:
     assert archive.asked_for == 0
     assert len(draft.descriptors) == len(record.descriptors)
     found = archive.asked(record, lambda known: newest_of(known, known.head, 60)[0])
-    assert found == [f"n{number}" for number in range(1_940, 2_000)]
+    assert [step["id"] for step in found] == [f"n{number}" for number in range(1_940, 2_000)]
     assert archive.asked_for < 10
 
 
