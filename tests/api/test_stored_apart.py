@@ -239,8 +239,9 @@ async def test_answers_are_bounded_and_say_where_to_go_on(api: Api, monkeypatch:
     assert len((await agent.read(steps="all"))["steps"]) == 1
 
 
-async def test_export_is_whole_however_long_and_memory_holds_a_step_of_it(
-    api: Api, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("path", ["/export", "?steps_limit=1001"])
+async def test_long_answer_is_whole_and_memory_holds_a_step_of_it(
+    api: Api, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     """It is sent while it is encoded: no part of it but the pieces is ever longer than a step."""
     agent = await api.made()
@@ -256,12 +257,12 @@ async def test_export_is_whole_however_long_and_memory_holds_a_step_of_it(
         return text
 
     monkeypatch.setattr(Filling, "encoded", measured)
-    answer = await agent.call("GET", "/export")
+    answer = await agent.call("GET", path)
     assert "content-length" not in answer.headers
     assert answer.headers["etag"] == etag(13)
     assert [step["input_messages"] for step in answer.json()["steps"]] == contexts
     assert max(lengths) < len(answer.content) / 5
-    known = await agent.call("GET", "/export", headers={"If-None-Match": etag(13)}, expect=304)
+    known = await agent.call("GET", path, headers={"If-None-Match": etag(13)}, expect=304)
     assert not known.content
 
 
