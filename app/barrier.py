@@ -66,10 +66,8 @@ class Barrier:
 
     async def _write(self) -> Time:
         self._count += 1
-        beat = {"nonce": self._count, "at": self._clock.now()}
         async with self._mongo.client.start_session() as session:
-            # unscoped: a replica serves all tenants
-            await self._mongo.beats.update_one({"_id": self._id}, {"$set": beat}, upsert=True, session=session)
+            await self._mongo.beat(self._id, self._count, self._clock.now(), session)
             time = session.operation_time
         if time is None:
             raise AutoReconnect("The server does not tell its cluster time.")  # one that was just started

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Any
 
 import bson
@@ -55,7 +55,7 @@ Write = UpdateOne | InsertOne[dict[str, Any]]
 CODEC: CodecOptions[Any] = CodecOptions(tz_aware=True, tzinfo=UTC)
 _RAW: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument)
 _MAJORITY = ReadConcern("majority")
-_ZSTD = {"wiredTiger": {"configString": "block_compressor=zstd"}}
+ZSTD = {"wiredTiger": {"configString": "block_compressor=zstd"}}
 _DOCUMENTS: dict[str, type[Document]] = {
     document.Settings.name: document
     for document in (Agent, StoredSegment, Blob, Key, Ticket, IdempotencyRecord, LogEntry, Beat)
@@ -191,6 +191,12 @@ class Mongo:
             session.advance_operation_time(Timestamp(*time))
             yield session
 
+    async def beat(self, whose: str, nonce: int, at: datetime, session: AsyncClientSession | None = None) -> None:
+        """Write a heartbeat over the one before it. Raises PyMongoError."""
+        told = {"$set": {"nonce": nonce, "at": at}}
+        # unscoped: a replica serves all tenants
+        await self.beats.update_one({"_id": whose}, told, upsert=True, session=session)
+
     async def now(self) -> Time:
         """The cluster time of the newest write. Raises AutoReconnect while the server does not tell it."""
         for _ in range(_CLOCK_TRIES):  # a server that was just started has none yet
@@ -248,7 +254,7 @@ class Mongo:
 
     async def _create(self, name: str) -> None:
         try:
-            await self.database.create_collection(name, storageEngine=_ZSTD)
+            await self.database.create_collection(name, storageEngine=ZSTD)
         except CollectionInvalid:
             return
         except OperationFailure as error:

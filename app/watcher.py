@@ -249,10 +249,7 @@ class Watcher:
 
     async def _write_beat(self) -> None:
         with pymongo.timeout(SILENT_SECONDS):
-            # unscoped: a replica serves all tenants
-            await self._mongo.beats.update_one(
-                {"_id": self._id}, {"$set": {"nonce": self._nonce, "at": self._clock.now()}}, upsert=True
-            )
+            await self._mongo.beat(self._id, self._nonce, self._clock.now())
 
 
 def _event(change: Mapping[str, Any], time: Time) -> Event | None:
