@@ -156,11 +156,12 @@ def _groups(items: Iterable[Any]) -> Iterator[list[Any]]:
     group: list[Any] = []
     room = _GROUP_BYTES
     for item in items:
-        room -= bytes_apart(item)
-        if group and (room < 0 or len(group) == _GROUP):
+        size = bytes_apart(item)
+        if group and (size > room or len(group) == _GROUP):
             yield group
-            group, room = [], _GROUP_BYTES - bytes_apart(item)
+            group, room = [], _GROUP_BYTES
         group.append(item)
+        room -= size
     if group:
         yield group
 

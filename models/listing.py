@@ -42,7 +42,7 @@ class StepPage:
 def page_of(record: AgentRecord, window: Window, limit: int) -> StepPage:
     """The first steps of the window, `limit` or as many as fit. Along a path seq only grows: one order serves both."""
     found = list(islice(_inside(record, window, limit + 1), limit + 1))
-    page = found[: fitting(record.body(step) for step in found[:limit])]
+    page = found[: _fitting(record.body(step) for step in found[:limit])]
     return StepPage(page, record.node(page[-1]).seq if len(found) > len(page) else None)
 
 
@@ -51,7 +51,7 @@ def newest_of(record: AgentRecord, leaf: str | None, limit: int) -> tuple[list[S
     parts, cut = newest_parts(record, leaf, limit)
     at_hand = _at_hand(record, parts[::-1], limit)
     found = list(chain.from_iterable(reversed(steps_of(record, part)) for part in at_hand))
-    shown = found[: fitting(found)]
+    shown = found[: _fitting(found)]
     return shown[::-1], cut if len(shown) == len(found) else shown[-1]["seq"]
 
 
@@ -75,7 +75,7 @@ def steps_of(record: AgentRecord, stretch: Stretch) -> list[Step]:
     return [record.step(step, stretch.home) for step in stretch.ids(record)]
 
 
-def fitting(steps: Iterable[Step]) -> int:
+def _fitting(steps: Iterable[Step]) -> int:
     """How many of the steps, in this order, go into one answer: the first in any case."""
     room, count = ANSWER_BYTES, 0
     for step in steps:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from models.agent import AgentRecord
@@ -17,9 +18,6 @@ from models.change import WORKSPACE as WORKSPACE_KIND
 from models.ids import ROOT, WORKSPACE, field_name, plain_name
 from models.packing import INLINE_BYTES, reads_as
 from models.path import Stretch, late, stretches
-
-AT_ROOT = Stretch(None, (ROOT,), 0, 0)
-"""Where what was there before the first step is bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +81,20 @@ class Part:
         return [step for step in self.ids(record) if step in self.late or (sealed and tree[step].bound)]
 
 
+AT_ROOT = Part(Stretch(None, (ROOT,), 0, 0), frozenset())
+"""Where what was there before the first step is bound."""
+
+
 def parts_of(record: AgentRecord, rows: Iterable[Stretch], field: str | None = None) -> Iterator[Part]:
-    """Stretches with what was bound late in them (under this field name, if one is given), and the root at the end."""
+    """Stretches with what was bound late in them (under this field name, if one is given)."""
     lately = late(record, field)
     for stretch in rows:
         yield Part(stretch, frozenset() if stretch.home is None else lately.get(stretch.home.id, frozenset()))
-    yield Part(AT_ROOT, frozenset())
 
 
 def results_up(record: AgentRecord) -> list[Part]:
     """The parts of the path to HEAD in which results are looked for, the last first."""
-    return list(parts_of(record, stretches(record, record.head)))
+    return [*parts_of(record, stretches(record, record.head)), AT_ROOT]
 
 
 def results_in(record: AgentRecord, part: Part) -> dict[str, Result]:
@@ -117,7 +118,7 @@ def workspace_at(record: AgentRecord, leaf: str) -> Any:
 
 def _nearest(record: AgentRecord, leaf: str, field: str) -> str | None:
     """The step, nearest to the end of a path, that something is bound to under a field name, or that brought it."""
-    for part in parts_of(record, stretches(record, leaf), field):
+    for part in chain(parts_of(record, stretches(record, leaf), field), (AT_ROOT,)):
         for step in reversed(part.bearing(record, workspaces=field == WORKSPACE)):
             if _bears(record, step, field, sealed=part.stretch.home is not None):
                 return step

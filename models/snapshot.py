@@ -105,13 +105,12 @@ def frame_of(record: AgentRecord) -> dict[str, Any]:
 
 def parts(record: AgentRecord) -> list[Part]:
     """The parts that the rest of an export is made of; the steps in them are by seq."""
-    *sealed_and_not, root = parts_of(record, whole(record))
-    return [root, *sealed_and_not]
+    return [AT_ROOT, *parts_of(record, whole(record))]
 
 
 def steps_in(record: AgentRecord, part: Part) -> list[dict[str, Any]]:
     """The steps of a part."""
-    return [] if part.stretch is AT_ROOT else steps_of(record, part.stretch)
+    return [] if part is AT_ROOT else steps_of(record, part.stretch)
 
 
 def bound_in(record: AgentRecord, part: Part) -> list[dict[str, Any]]:

@@ -40,18 +40,21 @@ def summary(record: AgentRecord) -> dict[str, Any]:
 def agent(record: AgentRecord, view: StepsView = "path", limit: int = STEPS_LIMIT) -> dict[str, Any]:
     """An agent whole, with the newest steps of the view; `steps_before` is the cursor to the older ones, or null."""
     leaf = record.head if view == "path" else None
-    steps, cut = newest_of(record, leaf, 0 if view == "none" else limit)
-    before = None if cut is None or view == "none" else steps_cursor(Window(leaf, until=cut))
-    return {**_beside_steps(record), "steps": steps, "steps_before": before}
+    steps, cut = ([], None) if view == "none" else newest_of(record, leaf, limit)
+    return {**_beside_steps(record), "steps": steps, "steps_before": _before(leaf, cut)}
 
 
 def agent_in_parts(record: AgentRecord, view: Literal["path", "all"], limit: int) -> dict[str, Any]:
     """The same for a great many steps, which are made a part at a time; however much they take, none is left out."""
     leaf = record.head if view == "path" else None
     parts, cut = newest_parts(record, leaf, limit)
-    before = None if cut is None else steps_cursor(Window(leaf, until=cut))
-    return {**_beside_steps(record), "steps": ByPart(lambda _: parts, steps_of), "steps_before": before}
+    shown = ByPart(lambda _: parts, steps_of)
+    return {**_beside_steps(record), "steps": shown, "steps_before": _before(leaf, cut)}
 
 
 def _beside_steps(record: AgentRecord) -> dict[str, Any]:
     return {**summary(record), "workspace": workspace_at(record, record.head)}
+
+
+def _before(leaf: str | None, cut: int | None) -> str | None:
+    return None if cut is None else steps_cursor(Window(leaf, until=cut))
