@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 
 from app.runtime import Runtime
-from scripts.bench.http_client import connected
 from scripts.bench.lab import Lab
 from scripts.bench.material import make_agent
 from scripts.bench.report import Finding, Row, compared
@@ -27,8 +26,7 @@ async def run(lab: Lab, scale: Scale) -> Finding:
     async with AsyncExitStack() as stack:
         runtime = await stack.enter_async_context(lab.runtime())
         driver = await stack.enter_async_context(lab.driver())
-        replica = await stack.enter_async_context(lab.replica())
-        connection = await stack.enter_async_context(connected(replica.port))
+        connection = await stack.enter_async_context(lab.connection())
         ways = {
             _DRIVER: by_driver(driver),
             "driver, guarded": by_guarded_driver(driver),

@@ -14,7 +14,7 @@ from app.agents import Terms
 from app.runtime import Runtime
 from models.agent import AgentRecord
 from models.tenant import ANONYMOUS
-from scripts.bench.http_client import Connection, connected, get, post
+from scripts.bench.http_client import Connection, get, post
 from scripts.bench.lab import Lab
 from scripts.bench.material import GIVEN, make_agent
 from scripts.bench.report import Bound, Finding, Row, compared
@@ -52,10 +52,8 @@ async def run(lab: Lab, scale: Scale) -> Finding:
     async with AsyncExitStack() as stack:
         runtime = await stack.enter_async_context(lab.runtime())
         agents = {steps: await make_agent(runtime.agents, steps) for steps in sorted({*_SIZES, *_READ})}
-        replica = await stack.enter_async_context(lab.replica())
-        forgetful = await stack.enter_async_context(lab.replica(cache_bytes=0, segment_bytes=0))
-        warm = await stack.enter_async_context(connected(replica.port))
-        cold = await stack.enter_async_context(connected(forgetful.port))
+        warm = await stack.enter_async_context(lab.connection())
+        cold = await stack.enter_async_context(lab.connection(cache_bytes=0, segment_bytes=0))
         place = _Place(runtime, agents, warm, cold)
         rows = await _reads(place, scale)
         rows += await _calls(place, scale, "append", "/steps", GIVEN, Bound("≤", 1.3))

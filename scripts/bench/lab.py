@@ -18,6 +18,7 @@ from app.mongo import Collection, open_client
 from app.mongod import EmbeddedServer
 from app.runtime import Runtime, running
 from models.agent import Agent
+from scripts.bench.http_client import Connection, connected
 from scripts.bench.processes import Server, free_port, serving
 
 _SERVE = ("-c", "from app.cli import main; main()", "serve", "--host", "127.0.0.1", "--port")
@@ -59,6 +60,12 @@ class Lab:
         log = self.folder / f"replica-{port}.log"
         async with serving(port, (*_SERVE, str(port)), log, {**here, **given}) as server:
             yield server
+
+    @asynccontextmanager
+    async def connection(self, **changed: int) -> AsyncIterator[Connection]:
+        """A connection to a replica of its own, as `replica` makes it."""
+        async with self.replica(**changed) as server, connected(server.port) as connection:
+            yield connection
 
     @asynccontextmanager
     async def bare(self, sizes: Sequence[int]) -> AsyncIterator[Server]:

@@ -11,10 +11,10 @@ from app.api import views
 from app.runtime import Runtime
 from models.agent import AgentRecord
 from models.tenant import ANONYMOUS
+from scripts.bench.peers_worker.words import MESSAGE_BYTES, vocabulary
 
 Message = dict[str, str]
 
-_MESSAGE_BYTES = 1_000
 _PROSE = (
     "The build fails in the second stage: the lock file names a wheel that the index no longer has. I will pin the "
     "version that was there yesterday, run the tests of the module that imports it, and look at the trace again. "
@@ -58,11 +58,6 @@ def contexts_of(steps: int) -> list[list[Message]]:
     return [messages[: 2 * number + 2] for number in range(steps)]
 
 
-def vocabulary(chance: random.Random) -> list[str]:
-    """English-like words, of four letters and a half on average."""
-    return ["".join(chance.choices("etaoinshrdlu", k=chance.randint(2, 9))) for _ in range(3_000)]
-
-
 def _message(chance: random.Random, words: Sequence[str], number: int) -> Message:
-    text = " ".join(chance.choices(words, k=_MESSAGE_BYTES // 6))
+    text = " ".join(chance.choices(words, k=MESSAGE_BYTES // 6))
     return {"role": "assistant" if number % 2 else "user", "content": text}

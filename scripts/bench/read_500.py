@@ -43,10 +43,8 @@ async def run(lab: Lab, scale: Scale) -> Finding:
     async with AsyncExitStack() as stack:
         runtime = await stack.enter_async_context(lab.runtime())
         collection = await stack.enter_async_context(lab.driver())
-        replica = await stack.enter_async_context(lab.replica())
-        forgetful = await stack.enter_async_context(lab.replica(cache_bytes=0, segment_bytes=0))
-        connection = await stack.enter_async_context(connected(replica.port))
-        other = await stack.enter_async_context(connected(forgetful.port))
+        connection = await stack.enter_async_context(lab.connection())
+        other = await stack.enter_async_context(lab.connection(cache_bytes=0, segment_bytes=0))
         agent = await make_agent(runtime.agents, _STEPS)
         size = len(await connection.send(_read(agent), expect=200))
         bare = await stack.enter_async_context(lab.bare([size]))

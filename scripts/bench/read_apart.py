@@ -10,13 +10,14 @@ from typing import Any
 import orjson
 
 from app.agents import Terms
-from app.mongo import Collection
+from app.mongo import ZSTD, Collection
 from app.runtime import Runtime
 from models.agent import AgentRecord
 from models.tenant import ANONYMOUS
-from scripts.bench.http_client import Connection, connected, get
+from scripts.bench.http_client import Connection, get
 from scripts.bench.lab import Lab
-from scripts.bench.material import contexts_of, vocabulary
+from scripts.bench.material import contexts_of
+from scripts.bench.peers_worker.words import vocabulary
 from scripts.bench.report import Finding, Row, compared
 from scripts.bench.rounds import Turn, Variant, milliseconds_each, take_turns
 from scripts.bench.scale import Scale
@@ -26,7 +27,6 @@ _VALUES, _VALUE_BYTES = 20, 40_000
 _PROMPTS = 100
 _WHOLE_BYTES = 4 * 1024 * 1024
 _MEMORY = "from memory"
-_ZSTD = {"wiredTiger": {"configString": "block_compressor=zstd"}}
 _ABOUT = (
     f"p50 of one read of a whole agent over HTTP, one client. 'values': {_VALUES} steps of {_VALUE_BYTES // 1000} KB, "
     "stored apart as by default, or in the agent's document (inline_bytes and seal_bytes of 4 MiB). 'prompts': "
@@ -39,10 +39,8 @@ _ABOUT = (
 async def run(lab: Lab, scale: Scale) -> Finding:
     """Measure agents with values, then one with prompts."""
     async with AsyncExitStack() as stack:
-        warm = await stack.enter_async_context(lab.replica())
-        cold = await stack.enter_async_context(lab.replica(cache_bytes=0, segment_bytes=0, blob_bytes=0))
-        memory = await stack.enter_async_context(connected(warm.port))
-        nothing = await stack.enter_async_context(connected(cold.port))
+        memory = await stack.enter_async_context(lab.connection())
+        nothing = await stack.enter_async_context(lab.connection(cache_bytes=0, segment_bytes=0, blob_bytes=0))
         return Finding(
             NAME, _ABOUT, [*await _values(lab, memory, nothing, scale), *await _prompts(lab, memory, nothing, scale)]
         )
@@ -72,7 +70,7 @@ async def _prompts(lab: Lab, memory: Connection, nothing: Connection, scale: Sca
     ]
     async with lab.runtime() as runtime, lab.driver() as collection:
         agent = await _made(runtime, steps)
-        whole = await collection.database.create_collection("steps_whole", storageEngine=_ZSTD)
+        whole = await collection.database.create_collection("steps_whole", storageEngine=ZSTD)
         await whole.insert_many([{"_id": number, **step} for number, step in enumerate(steps)])
         variants = [
             Variant(f"apart, {_MEMORY}", _by_http(memory, agent, scale)),

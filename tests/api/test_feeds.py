@@ -18,6 +18,7 @@ from models.tenant import Right
 from tests.api.conftest import KeyMaker
 from tests.api.driver import Api, Handle, Json, bearer, calling, lifespan, serving
 from tests.api.feed_driver import Reader, Told, following
+from tests.harness import STRONG
 
 Steps = list[tuple[str, int]]
 
@@ -380,7 +381,7 @@ async def test_feed_resumed_elsewhere_loses_nothing(api: Api, other_replica: Api
                 saw(told)
                 last = told[-1].last_id or last
         enough.set()
-    final = (await agent.read(steps="none", headers={"Cache-Control": "no-cache"}))["version"]
+    final = (await agent.read(steps="none", headers=STRONG))["version"]
     everything = await all_steps(agent, min_version=final)
     async with following(api, agent.id, last) as reader:
         saw(await reader.take_until(final))
