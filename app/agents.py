@@ -7,25 +7,22 @@ to commit. Nothing here knows HTTP, and nothing writes but through the store.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
-
-import bson
 
 from app.clock import Clock
 from app.config import Settings
-from app.lanes import Committed, Move, Once
-from app.mongo import CODEC
+from app.drafts import Drafts
+from app.lanes import Committed, Move, Terms
 from app.reads import Freshness, Reads, Seen
 from app.segments import Gone, Segments
 from app.store import Store
 from app.vault import Vault
-from models import profile, results, tree
+from models import profile, results, tree, turn
 from models.agent import MAIN, AgentRecord, create, delete
 from models.blob import Blobs, packed
 from models.change import Change, Stamp
-from models.commit import Guard
-from models.errors import Forbidden, HoldfastError, InvalidRequest, TooLarge, Unavailable
+from models.errors import Forbidden, HoldfastError, InvalidRequest, Unavailable
 from models.execution import states_of
 from models.ids import ROOT, WORKSPACE, check_branch, check_id, check_name
 from models.packing import references
@@ -39,14 +36,6 @@ SUMMARY_FIELDS = tuple(
     for name in AgentRecord.model_fields
     if name not in ("id", "steps", "results", "sealed", "ops", "size_bytes", "history")
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What a write is to respect (guard) and to be remembered by (once)."""
-
-    guard: Guard = field(default_factory=Guard)
-    once: Once | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +66,20 @@ class Agents:
     """
 
     def __init__(
-        self, store: Store, reads: Reads, segments: Segments, vault: Vault, settings: Settings, clock: Clock
+        self,
+        store: Store,
+        reads: Reads,
+        segments: Segments,
+        vault: Vault,
+        drafts: Drafts,
+        settings: Settings,
+        clock: Clock,
     ) -> None:
         self._store = store
         self._reads = reads
         self._segments = segments
         self._vault = vault
+        self._drafts = drafts
         self._settings = settings
         self._clock = clock
 
@@ -114,7 +111,7 @@ class Agents:
             label_terms=profile.label_terms(spec.get("labels") or {}),
             results=self._workspace_at_root(spec, blobs),
         )
-        drafts = [self._draft(step) for step in steps]
+        drafts = [self._drafts.of(step) for step in steps]
         return await self._create(scope, agent, draft, terms, blobs, drafts=drafts)
 
     async def take_in(self, scope: Scope, snapshot: Snapshot, terms: Terms) -> Committed:
@@ -128,7 +125,7 @@ class Agents:
         Raises Forbidden, InvalidRequest, TooLarge.
         """
         for step in snapshot.steps:
-            self.require_fitting(step.given())
+            self._drafts.require_fitting(step.given())
         blobs: Blobs = {}
         key = scope.agent_key(self._id_for(snapshot.id))
         draft = draft_of(snapshot, key, scope.tenant, blobs, inline=self._settings.inline_bytes)
@@ -139,7 +136,7 @@ class Agents:
         began = self._clock.monotonic()
         source = (await self._reads.agent(scope, agent, Freshness(strong=True))).record
         new = self._clock.new_id()
-        guard = _guard(scope, terms)
+        guard = terms.guard_of(scope)
         draft = await self._forked(source, scope.agent_key(new), at, name)
 
         def move(previous: AgentRecord, stamp: Stamp) -> Change:
@@ -198,11 +195,11 @@ class Agents:
         self, scope: Scope, agent: str, steps: Sequence[Mapping[str, Any]], terms: Terms, *, advance_head: bool
     ) -> Committed:
         """Append steps, each below the one before; all or nothing. Raises TooLarge for a step over its limit."""
-        drafts = [self._draft(step) for step in steps]
+        drafts = [self._drafts.of(step) for step in steps]
         inline = self._settings.inline_bytes
 
         def move(record: AgentRecord, at: Stamp) -> Change:
-            return tree.append(record, drafts, at, advance_head=advance_head, inline=inline)
+            return turn.append(record, drafts, at, advance_head=advance_head, inline=inline)
 
         return await self._commit(scope, agent, move, terms)
 
@@ -223,9 +220,9 @@ class Agents:
         """Forget a branch."""
         return await self._commit(scope, agent, lambda record, at: tree.delete_branch(record, name, at), terms)
 
-    async def revert(self, scope: Scope, agent: str, turn: str, terms: Terms) -> Committed:
+    async def revert(self, scope: Scope, agent: str, before: str, terms: Terms) -> Committed:
         """Put HEAD before a turn."""
-        return await self._commit(scope, agent, lambda record, at: tree.revert(record, turn, at), terms)
+        return await self._commit(scope, agent, lambda record, at: tree.revert(record, before, at), terms)
 
     async def redo(self, scope: Scope, agent: str, terms: Terms) -> Committed:
         """Take the latest revert back."""
@@ -236,7 +233,7 @@ class Agents:
         return await self._commit(scope, agent, tree.clear, terms)
 
     async def _commit(self, scope: Scope, agent: str, move: Move, terms: Terms) -> Committed:
-        return await self._store.commit(scope, agent, move, guard=_guard(scope, terms), once=terms.once)
+        return await self._store.commit(scope, agent, move, guard=terms.guard_of(scope), once=terms.once)
 
     async def _create(
         self,
@@ -256,7 +253,7 @@ class Agents:
                 created = create(previous, filled.record, stamp, blobs={**blobs, **filled.blobs})
             return sealed_at_birth(created, self._settings.seal_over_bytes)
 
-        return await self._store.commit(scope, agent, move, guard=_guard(scope, terms), once=terms.once, creates=True)
+        return await self._store.commit(scope, agent, move, guard=terms.guard_of(scope), once=terms.once, creates=True)
 
     async def _forked(
         self, source: AgentRecord, key: str, at: str | None, name: str | None
@@ -278,23 +275,6 @@ class Agents:
         if chosen in RESERVED:
             raise InvalidRequest(f"'{chosen}' names a path of the API: choose another id.")
         return self._clock.new_id() if chosen is None else check_id(chosen)
-
-    def _draft(self, step: Mapping[str, Any]) -> tree.Draft:
-        given = {name: value for name, value in step.items() if name != "id"}
-        chosen = step.get("id")
-        draft = tree.Draft(self._clock.new_id() if chosen is None else check_id(chosen), given, chosen is not None)
-        self.require_fitting({"id": draft.id, **given})
-        return draft
-
-    def require_fitting(self, step: Mapping[str, Any]) -> None:
-        """Raise TooLarge for a step over its limit."""
-        limit = self._settings.step_limit_bytes
-        try:
-            size = len(bson.encode(step, codec_options=CODEC))
-        except (bson.errors.BSONError, OverflowError) as error:
-            raise InvalidRequest("A step can't be stored as BSON.") from error
-        if size > limit:
-            raise TooLarge("A step", limit, size)
 
     def _token_kept(self, record: AgentRecord, delegate: Mapping[str, Any] | None) -> dict[str, Any] | None:
         """The sealed token that is there, where the sent one is the same or masked. Raises InvalidRequest."""
@@ -319,10 +299,6 @@ RESERVED = frozenset({"import"})
 """Ids that would hide a route of their own."""
 
 _HANDLED = frozenset({"id", "owner", "settings", "delegate", "workspace"})
-
-
-def _guard(scope: Scope, terms: Terms) -> Guard:
-    return Guard(terms.guard.version, terms.guard.fence, fence_required=scope.fence_required)
 
 
 def _owner_for(scope: Scope, owner: str | None) -> str | None:

@@ -88,6 +88,12 @@ class Settings(BaseSettings):
     collect_wait_seconds: float = Field(
         default=600.0, gt=0, description="How long they are left marked before; more than any commit takes."
     )
+    runner_ttl_seconds: float = Field(
+        default=10.0, ge=1, description="A runner that is silent for so long is taken to be dead."
+    )
+    command_seconds: float = Field(
+        default=3600.0, gt=0, description="How long a command waits at most, unless it says so itself."
+    )
     log_days: float = Field(default=30.0, gt=0, description="How long the change log is kept.")
 
     @property
@@ -99,6 +105,11 @@ class Settings(BaseSettings):
     def seal_over_bytes(self) -> int:
         """`seal_bytes`, and never more than leaves room in a document for what a request may add."""
         return min(self.seal_bytes, self.agent_limit_bytes // 4)
+
+    @property
+    def heartbeat_seconds(self) -> float:
+        """How often a runner should beat: so that some may be lost before it is taken to be dead."""
+        return self.runner_ttl_seconds / 5
 
     @property
     def commit_seconds(self) -> float:

@@ -11,17 +11,18 @@ import contextlib
 import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import bson
 from bson.binary import Binary
 from bson.errors import BSONError
 from pymongo import InsertOne, UpdateOne
+from pymongo.asynchronous.client_session import AsyncClientSession
 
 from app.mongo import CODEC, Write
 from models.agent import AgentRecord
-from models.change import OP_SLOTS, RESULTS, WORKSPACE, Change, Stamp, envelope, fold, may_share
+from models.change import OP_SLOTS, RESULTS, RUNNER, STATE, WORKSPACE, Change, Stamp, envelope, fold, may_share
 from models.commit import Guard, Reply
 from models.errors import HoldfastError, InvalidRequest, TooLarge
 from models.event import Event
@@ -32,13 +33,19 @@ from models.tenant import Scope
 
 Move = Callable[[AgentRecord, Stamp], Change]
 
-Encode = Callable[["Committed"], Awaitable[Reply]]
-"""Makes the answer that is given again when the request comes again. Raises Unavailable."""
+Encode = Callable[[Any], Awaitable[Reply]]
+"""Makes the answer, of what came of the request, that is given again when it comes again. Raises Unavailable."""
+
+Beside = Callable[[AsyncClientSession], Awaitable[None]]
+"""Writes something else in the transaction of a commit. Where it raises a HoldfastError nothing is written."""
 
 _NOT_KNOWN_YET = (0, 0)
 _FOLD_BYTES = 4 * 1024 * 1024
 _COMMIT_BYTES = 4 * 1024
 """Kept free for what commits themselves store (`last`, `ops`), so that a full agent can still be changed."""
+
+_EXECUTION_BYTES = 64 * 1024
+"""What goes over the limit for transitions and claims, so that a full agent can still be driven to an end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,18 @@ class Once:
     id: str
     digest: str
     encode: Encode
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a write is to respect (guard) and to be remembered by (once)."""
+
+    guard: Guard = field(default_factory=Guard)
+    once: Once | None = None
+
+    def guard_of(self, scope: Scope) -> Guard:
+        """The guard of a write by this caller, who may have to send the fence."""
+        return replace(self.guard, fence_required=scope.fence_required)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +99,14 @@ class Request:
     done: asyncio.Future[Committed]
     trace: str | None = None
     """The W3C traceparent of the request, for the envelope."""
+    beside: Beside | None = None
     sent: bool = False
     given_up: bool = False
+
+    @property
+    def alone(self) -> bool:
+        """Whether it takes a transaction of its own."""
+        return self.once is not None or self.beside is not None
 
     def resolve(self, result: Committed | Exception) -> None:
         if self.done.done():
@@ -105,12 +130,12 @@ class Lane:
     worker: asyncio.Task[None] | None = None
 
     def take(self, limit: int) -> list[Request]:
-        """The next requests that may share an update: of the same caller, none with an idempotency record."""
+        """The next requests that may share an update: of the same caller, none that takes a transaction."""
         batch: list[Request] = []
         while self.waiting and len(batch) < limit:
             request = self.waiting[0]
             if not request.given_up:
-                if batch and (request.once or batch[0].once or request.scope.by != batch[0].scope.by):
+                if batch and (request.alone or batch[0].alone or request.scope.by != batch[0].scope.by):
                     break
                 batch.append(request)
             self.waiting.popleft()
@@ -244,6 +269,8 @@ class Trial:
         """
         bound = not {RESULTS, WORKSPACE}.isdisjoint(change.kinds)
         limit = self._limits.agent_bytes - (2 * self._limits.seal_bytes if bound else 0)
+        if {STATE, RUNNER} & set(change.kinds):
+            limit += _EXECUTION_BYTES
         try:
             growth = len(bson.encode({"": change.sets}, codec_options=CODEC))
         except (BSONError, OverflowError) as error:

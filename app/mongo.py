@@ -40,10 +40,12 @@ from pymongo.uri_parser import parse_uri
 from models.agent import Agent
 from models.beat import Beat
 from models.blob import Blob
+from models.command import Command
 from models.commit import IdempotencyRecord
 from models.entry import LogEntry
 from models.errors import Unavailable
 from models.event import Time
+from models.runner import Pool, Runner
 from models.segment import StoredSegment
 from models.tenant import Key, Ticket
 
@@ -58,7 +60,10 @@ _MAJORITY = ReadConcern("majority")
 ZSTD = {"wiredTiger": {"configString": "block_compressor=zstd"}}
 _DOCUMENTS: dict[str, type[Document]] = {
     document.Settings.name: document
-    for document in (Agent, StoredSegment, Blob, Key, Ticket, IdempotencyRecord, LogEntry, Beat)
+    for document in (
+        *(Agent, StoredSegment, Blob, Key, Ticket, IdempotencyRecord, LogEntry, Beat),
+        *(Runner, Pool, Command),
+    )
 }
 
 _SERVER_SELECTION_MS = 2_000
@@ -151,6 +156,9 @@ class Mongo:
     tickets: Collection
     changes: Collection
     beats: Collection
+    runners: Collection
+    pools: Collection
+    commands: Collection
     service: Collection
 
     @classmethod
@@ -169,6 +177,9 @@ class Mongo:
             tickets=_collection(database, Ticket.Settings.name),
             changes=_collection(database, LogEntry.Settings.name),
             beats=_collection(database, Beat.Settings.name),
+            runners=_collection(database, Runner.Settings.name),
+            pools=_collection(database, Pool.Settings.name),
+            commands=_collection(database, Command.Settings.name),
             service=_collection(database, "service"),
         )
 
@@ -229,15 +240,16 @@ class Mongo:
     async def watch(
         self, beats_of: str, *, after: Mapping[str, Any] | None = None, since: Time | None = None
     ) -> AsyncChangeStream[RawBSONDocument]:
-        """The change stream of agents and of one replica's heartbeats: from a token, from a cluster time, or from now.
+        """The change stream of agents, of new commands and of one replica's heartbeats: from a token, a time, or now.
 
         Plain events, without a look-up. Raises PyMongoError.
         """
         agents = {"ns.coll": self.agents.name}
+        commands = {"ns.coll": self.commands.name, "operationType": "insert"}
         beats = {"ns.coll": self.beats.name, "documentKey._id": beats_of}
         database = self.database.with_options(codec_options=_RAW, read_concern=_MAJORITY)
         return await database.watch(
-            [{"$match": {"$or": [agents, beats]}}],
+            [{"$match": {"$or": [agents, beats, commands]}}],
             resume_after=after,
             start_at_operation_time=None if since is None else Timestamp(*since),
             max_await_time_ms=_AWAIT_MS,

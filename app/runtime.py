@@ -15,16 +15,24 @@ from app.agents import Agents
 from app.api import create_app
 from app.api.application import Parts
 from app.api.shown import Showcase
+from app.bell import Bell
 from app.blobs import Blobs
 from app.cache import Cache
 from app.changelog import ChangeLog
 from app.clock import SystemClock
 from app.collector import Collector
+from app.commands import Commands
 from app.config import Settings
+from app.drafts import Drafts
+from app.execution import Execution
 from app.feed import Caps, Feed
 from app.filling import Filling
 from app.mongo import Mongo, open_client
+from app.orphans import Orphans
 from app.reads import Reads
+from app.reconciler import Reconciler
+from app.roster import Roster
+from app.runners import Runners
 from app.scribe import Scribe
 from app.segments import Segments
 from app.store import Store
@@ -79,9 +87,27 @@ class Runtime:
         self.streams = Streams(self.feed, self.reads, self.changes, self.scribe, self.filling)
         self.keys = Keys(self.mongo, clock, seconds=seconds)
         vault = open_vault(settings.secret_keys, settings.data)
-        self.agents = Agents(self.store, self.reads, self.segments, vault, settings, clock)
+        self.drafts = Drafts(settings, clock)
+        self.agents = Agents(self.store, self.reads, self.segments, vault, self.drafts, settings, clock)
+        self.execution = Execution(self.store, self.drafts, settings, clock)
+        bell = Bell()
+        self.roster = Roster(self.mongo, clock, seconds=seconds)
+        self.orphans = Orphans(self.mongo, self.store, self.roster, bell, clock, seconds=seconds)
+        self.commands = Commands(
+            *(self.mongo, self.store, self.reads, self.roster, bell, clock),
+            seconds=seconds,
+            kept=timedelta(seconds=settings.command_seconds),
+        )
+        self.runners = Runners(
+            *(self.mongo, self.store, self.roster, self.orphans, self.commands, self.keys, vault, bell),
+            *(self.metrics, clock),
+            seconds=seconds,
+        )
+        self.reconciler = Reconciler(
+            self.mongo, self.roster, self.orphans, self.commands, settings, self.metrics, clock
+        )
         self.watcher = Watcher(
-            self.mongo, self.cache, self.feed, self.changes, self.scribe, clock, self.metrics, self.tracing
+            self.mongo, self.cache, self.feed, self.changes, self.scribe, bell, clock, self.metrics, self.tracing
         )
         self.collector = Collector(self.mongo, clock, wait_seconds=settings.collect_wait_seconds)
         self._collecting: list[asyncio.Task[None]] = []
@@ -91,6 +117,7 @@ class Runtime:
         """Make the database fit to use, and follow it."""
         await self.mongo.prepare()
         await self.watcher.start()
+        self.reconciler.start()
         if self.settings.collect_hours:
             self._collecting = [asyncio.create_task(self.collector.run(self.settings.collect_hours * 3600))]
         _log.info("replica started", database=self.settings.mongodb_database)
@@ -99,6 +126,7 @@ class Runtime:
         """End the feeds, settle what was sent, write it into the log, then let go of the database."""
         self.feed.stop()
         await end(*self._collecting)
+        await self.reconciler.stop()
         await self.store.stop()
         await self.watcher.stop()
         await self.mongo.client.close()
@@ -106,8 +134,8 @@ class Runtime:
         _log.info("replica stopped")
 
     async def healthy(self) -> bool:
-        """Whether the change stream lives and a writable primary answers now."""
-        return self.watcher.healthy and await self.mongo.ping(READY_SECONDS)
+        """Whether the change stream lives, reconciliation is at work, and a writable primary answers now."""
+        return self.watcher.healthy and self.reconciler.healthy and await self.mongo.ping(READY_SECONDS)
 
     def _show(self) -> None:
         """Let the metrics ask the parts that count for themselves."""
@@ -168,6 +196,10 @@ def application_of(runtime: Runtime) -> ASGIApp:
     parts = Parts(
         settings=runtime.settings,
         agents=runtime.agents,
+        execution=runtime.execution,
+        runners=runtime.runners,
+        commands=runtime.commands,
+        reconciler=runtime.reconciler,
         streams=runtime.streams,
         cache=runtime.cache,
         filling=runtime.filling,

@@ -18,7 +18,7 @@ applied to exactly the agent it was decided on, once. How a request can end:
 
 Requests for the same agent wait in its *lane* and are folded into one update, each with its own version; the
 updates of different agents share bulk writes (`app.bulk`). A request with an Idempotency-Key goes alone, in one
-transaction with its record.
+transaction with its record, and so does one that writes something else beside the agent.
 """
 
 from __future__ import annotations
@@ -26,10 +26,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import timedelta
 from typing import Any, Protocol
 
 import pymongo
@@ -43,7 +41,8 @@ from app.blobs import Blobs
 from app.bulk import BulkWriter, Outcome
 from app.clock import Clock
 from app.config import Settings
-from app.lanes import Committed, Lane, Limits, Move, Once, Request, Trial
+from app.idempotency import Idempotency
+from app.lanes import Beside, Committed, Lane, Limits, Move, Once, Request, Trial
 from app.mongo import Mongo, Write, decoded, unavailable_when_failing
 from app.segments import Gone, Segments
 from app.telemetry import Metrics, get_logger
@@ -51,24 +50,18 @@ from app.tracing import Tracing, current_traceparent
 from models.agent import AgentRecord
 from models.blob import Damaged
 from models.change import OP_SLOTS, Stamp
-from models.commit import Guard, Reply
+from models.commit import Guard
 from models.errors import (
     Conflict,
     HoldfastError,
     IdempotencyMismatch,
-    TooLarge,
     Unavailable,
 )
 from models.event import Event, Time
 from models.history import Wanted
 from models.tenant import Scope
 
-KEPT_FOR = timedelta(hours=24)
-"""How long an idempotency record answers."""
-
 _LANES = 10_000
-_REPLY_BYTES = 15 * 1024 * 1024
-"""The longest answer that is kept for a repeated request, compressed."""
 _NO_GUARD = Guard()
 _log = get_logger(__name__)
 
@@ -106,6 +99,7 @@ class Store:
         self._settings = settings
         self._clock = clock
         self._metrics = metrics
+        self._idempotency = Idempotency(mongo, clock)
         self._barrier = Barrier(mongo, clock, seconds=settings.call_seconds)
         self._bulk = BulkWriter(
             mongo.agents,
@@ -164,16 +158,18 @@ class Store:
         once: Once | None = None,
         creates: bool = False,
         spent: float = 0.0,
+        beside: Beside | None = None,
     ) -> Committed:
         """Apply the move and make it durable. Answers within the deadline (less the seconds spent on it before).
 
-        The move may run several times, each time on another state of the agent; with `creates` also on none.
+        The move may run several times, each time on another state of the agent; with `creates` also on none. What
+        `beside` writes is written if and only if the agent is.
         Raises what the move or guard raises; NotFound; TooLarge; Conflict while the same `once` runs here;
         IdempotencyMismatch; Unavailable. The lane carries the write out: cancelling the caller does not stop it.
         """
         done: asyncio.Future[Committed] = asyncio.get_running_loop().create_future()
         with self._alone(once), self._metrics.commit_seconds.time(), self._tracing.commit(agent):
-            request = Request(scope, move, guard, once, creates, done, current_traceparent())
+            request = Request(scope, move, guard, once, creates, done, current_traceparent(), beside)
             lane = self._enqueue(scope.agent_key(agent), request)
             try:
                 async with asyncio.timeout(self._settings.commit_seconds - spent):
@@ -299,8 +295,8 @@ class Store:
         doubtless = [request for request in trial.requests if not request.sent]
         for request in doubtless:
             request.sent = True
-        once = trial.requests[0].once
-        outcome = await (self._write_once(lane, trial, once) if once else self._write(lane, trial))
+        alone = trial.requests[0].alone
+        outcome = await (self._write_together(lane, trial) if alone else self._write(lane, trial))
         if outcome is not Outcome.APPLIED:
             for request in doubtless:  # what an earlier transaction left unknown stays so
                 request.sent = outcome is Outcome.UNKNOWN
@@ -374,33 +370,38 @@ class Store:
             raise Unavailable("So much was written since that the outcome can't be told: read the agent.", written=None)
         return Outcome.MISSED
 
-    async def _write_once(self, lane: Lane, trial: Trial, once: Once) -> Outcome:
-        """Write the trial and its idempotency record in one transaction.
+    async def _write_together(self, lane: Lane, trial: Trial) -> Outcome:
+        """Write the trial, its idempotency record and what goes beside it in one transaction.
 
-        MISSED and UNKNOWN need no other care than to look again: then the record is found, or the transaction
-        runs anew, and of two transactions with the same record at most one can commit.
+        With a record, MISSED and UNKNOWN need no other care than to look again: then it is found, or the transaction
+        runs anew, and of two transactions with the same record at most one can commit. Without one the agent tells.
         """
         self._remember(lane, None)
+        request = trial.requests[0]
         write = trial.write() if trial.changes else None
-        record = await self._once_record(trial, once)
+        record = None if request.once is None else await self._record(trial, request.once)
         async with self._mongo.client.start_session() as session:
             try:
                 with pymongo.timeout(self._settings.call_seconds):
                     async with await session.start_transaction():
-                        # unscoped: the record's id is made from the tenant
-                        await self._mongo.idempotency.delete_one(
-                            {"_id": once.id, "expires_at": {"$lte": trial.stamp.now}}, session=session
-                        )
-                        await self._mongo.idempotency.insert_one(record, session=session)
+                        if record is not None:
+                            await self._idempotency.remember(record, session)
+                        if request.beside is not None:
+                            await request.beside(session)
                         if write is not None and not await self._matches_in(session, write):
                             await session.abort_transaction()
                             return Outcome.MISSED
             except PyMongoError as error:
                 await self._close(session)
-                unknown = error.has_error_label("UnknownTransactionCommitResult")
-                self._metrics.unknown.inc(int(unknown))
-                return Outcome.UNKNOWN if unknown else Outcome.MISSED
+                if not error.has_error_label("UnknownTransactionCommitResult"):
+                    return Outcome.MISSED
+                self._metrics.unknown.inc()
+                return Outcome.UNKNOWN if record is not None else await self._settled(lane, trial)
         return Outcome.APPLIED
+
+    async def _record(self, trial: Trial, once: Once) -> dict[str, Any]:
+        reply = await once.encode(trial.committed())
+        return await self._idempotency.record(once, trial.basis.tenant, reply)
 
     async def _close(self, session: AsyncClientSession) -> None:
         """See to it that the session's transaction is over on the server, where it may hold its locks for a minute.
@@ -423,21 +424,6 @@ class Store:
         result = await self._mongo.agents.bulk_write([write], session=session)
         return result.matched_count + result.inserted_count == 1
 
-    async def _once_record(self, trial: Trial, once: Once) -> dict[str, Any]:
-        reply = await once.encode(trial.committed())
-        body = await asyncio.to_thread(zlib.compress, reply.body, 1)
-        if len(body) > _REPLY_BYTES:
-            raise TooLarge("The answer, which an Idempotency-Key asks to keep,", _REPLY_BYTES, len(body))
-        return {
-            "_id": once.id,
-            "tenant": trial.basis.tenant,
-            "digest": once.digest,
-            "status": reply.status,
-            "headers": dict(reply.headers),
-            "body": body,
-            "expires_at": trial.stamp.now + KEPT_FOR,
-        }
-
     async def _replayed(self, basis: AgentRecord, request: Request) -> bool | None:
         """Answer from the request's idempotency record, when there is one and the agent is still to be seen.
 
@@ -448,16 +434,15 @@ class Store:
             return False
         try:
             with pymongo.timeout(self._settings.call_seconds):
-                found = await self._mongo.idempotency.find_one({"_id": once.id, "tenant": request.scope.tenant})
+                reply = await self._idempotency.replay(once, request.scope.tenant)
         except PyMongoError:
             return None
-        if found is None or found["expires_at"] <= self._clock.now():
-            return False
-        if found["digest"] != once.digest:
-            request.resolve(IdempotencyMismatch("This Idempotency-Key was sent with another request: use a new one."))
+        except IdempotencyMismatch as mismatch:
+            request.resolve(mismatch)
             return True
+        if reply is None:
+            return False
         self._metrics.replays.inc()
-        reply = Reply(found["status"], zlib.decompress(found["body"]), found["headers"])
         request.resolve(Committed(basis, None, changed=False, replay=reply))
         return True
 

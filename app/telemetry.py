@@ -47,6 +47,11 @@ class Metrics:
         self.events = self._counter("stream_events", "Change events of agents that were told.")
         self.stream_closed = self._counter("stream_closed", "Times that the change stream ended and was opened anew.")
         self.stream_lost = self._counter("stream_lost", "Times that the database no longer had what was missed.")
+        self.claims = self._counter("claims", "Agents that were claimed by runners.")
+        self.expired = self._counter("runners_expired", "Runners that were silent for too long and declared dead.")
+        self.freed = self._counter(
+            "agents_freed", "Agents that lost a dead runner, or a turn that nobody went on with."
+        )
         self.request_seconds = self._spread(
             "http_request_seconds",
             "HTTP requests by method, route and status.",

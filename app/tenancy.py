@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import inf
+from typing import Any
 
 import pymongo
 from pymongo.errors import PyMongoError
@@ -37,6 +38,8 @@ _GRACE_SECONDS = 0.3
 _TOKEN = re.compile(r"hf_([0-9A-Za-z]{22})_([A-Za-z0-9_-]{43})\Z")
 _LATCH = "latch"
 _CACHE = 10_000
+_TOKENS_REMEMBERED = 16
+"""Earlier incarnations of a runner whose tokens are still known."""
 
 
 @dataclass(eq=False, slots=True)
@@ -123,7 +126,7 @@ class Keys:
             with pymongo.timeout(self._seconds):
                 if scope == ANONYMOUS:
                     return not await self.required()
-                return await self._looked_up(scope.by) is not None
+                return scope.key is not None and await self._looked_up(scope.key) is not None
         except PyMongoError:
             return True
 
@@ -131,8 +134,7 @@ class Keys:
         """A ticket that lets its bearer in once, as the scope's key would, for 30 s. Raises Unavailable."""
         ticket = secrets.token_urlsafe(32)
         expires_at = self._clock.now() + TICKET_LIFE
-        key = None if scope == ANONYMOUS else scope.by
-        record = TicketRecord(id=_digest(ticket), tenant=scope.tenant, key=key, expires_at=expires_at)
+        record = TicketRecord(id=_digest(ticket), tenant=scope.tenant, key=scope.key, expires_at=expires_at)
         with unavailable_when_failing(self._seconds):
             await self._mongo.tickets.insert_one(record.model_dump(by_alias=True))
         return ticket, expires_at
@@ -167,30 +169,43 @@ class Keys:
         chosen = sorted(set(rights))
         if not chosen:
             raise InvalidRequest("A key needs at least one right: read, write, runner or admin.")
-        secret = secrets.token_urlsafe(32)
-        record = KeyRecord(
-            id=self._clock.new_id(),
-            tenant=tenant,
-            rights=chosen,
-            owner=owner,
-            name=name,
-            digest=_digest(secret),
-            created_at=self._clock.now(),
-        )
+        record, token = self._made(tenant=tenant, rights=chosen, owner=owner, name=name)
         await self._close_latch()
-        await self._mongo.keys.insert_one(record.model_dump(by_alias=True))
+        await self._mongo.keys.insert_one(record.model_dump(by_alias=True, exclude_none=True))
+        return record, token
+
+    async def create_for_runner(self, scope: Scope, runner: str, incarnation: int) -> str:
+        """The token of one incarnation of a runner, which can do no more than the key that asks for it.
+
+        It is no key that closes the latch. Those of earlier incarnations stay known, to be told that they are fenced
+        out; it ends with the key that asked for it. Raises PyMongoError.
+        """
+        whose = {"runner": runner, "incarnation": incarnation, "parent": scope.key}
+        record, token = self._made(tenant=scope.tenant, rights=[Right.RUNNER], owner=scope.owner, **whose)
+        await self._mongo.keys.insert_one(record.model_dump(by_alias=True, exclude_none=True))
+        # unscoped: by the tenant
+        await self._mongo.keys.delete_many(
+            {"tenant": scope.tenant, "runner": runner, "incarnation": {"$lt": incarnation - _TOKENS_REMEMBERED}}
+        )
+        return token
+
+    def _made(self, **fields: Any) -> tuple[KeyRecord, str]:
+        secret = secrets.token_urlsafe(32)
+        record = KeyRecord(id=self._clock.new_id(), digest=_digest(secret), created_at=self._clock.now(), **fields)
         return record, f"hf_{record.id}_{secret}"
 
     async def list(self, tenant: str | None = None) -> list[KeyRecord]:
-        """All keys, of one tenant or of every one, oldest first."""
-        query = {} if tenant is None else {"tenant": tenant}
+        """All keys but those of runners, of one tenant or of every one, oldest first."""
+        query: dict[str, Any] = {"runner": None, **({} if tenant is None else {"tenant": tenant})}
         # unscoped: for the operator's command line
         found = await self._mongo.keys.find(query).sort("_id", 1).to_list()
         return [KeyRecord.model_validate(document) for document in found]
 
     async def revoke(self, key: str) -> KeyRecord:
-        """End a key, everywhere within `CACHED_SECONDS`. Raises NotFound."""
+        """End a key, and those of runners that it registered, everywhere within `CACHED_SECONDS`. Raises NotFound."""
         # unscoped: for the operator's command line
+        await self._mongo.keys.update_many({"parent": key}, {"$set": {"revoked_at": self._clock.now()}})
+        # unscoped: as above
         found = await self._mongo.keys.find_one_and_update(
             {"_id": key}, {"$set": {"revoked_at": self._clock.now()}}, return_document=True
         )
@@ -205,8 +220,10 @@ class Keys:
         await self._mongo.service.update_one({"_id": _LATCH}, {"$set": {"closed": True}}, upsert=True)
         self._latched = True
         self._open.end()
+        # unscoped: whoever registered a runner without a key has to come with one
+        await self._mongo.keys.delete_many({"runner": {"$ne": None}, "parent": None})
         # unscoped: of any tenant
-        if await self._mongo.keys.find_one({}) is None:
+        if await self._mongo.keys.find_one({"runner": None}) is None:
             await asyncio.sleep(OPEN_SECONDS * 1.1)
 
     async def _look_at_latch(self) -> None:

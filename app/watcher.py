@@ -17,6 +17,7 @@ from pymongo.asynchronous.change_stream import AsyncChangeStream
 from pymongo.errors import OperationFailure, PyMongoError
 
 from app.backoff import Backoff
+from app.bell import Bell, pool_topic
 from app.cache import Cache
 from app.changelog import ChangeLog
 from app.clock import Clock
@@ -26,6 +27,7 @@ from app.scribe import Scribe
 from app.tasks import end
 from app.telemetry import Metrics, get_logger
 from app.tracing import Tracing
+from models.change import AGENT, CREATED, RUNNER, STATE
 from models.entry import Entry, entries_of, position
 from models.event import Event, Time
 from models.news import news_of
@@ -41,6 +43,9 @@ _BEATS_REMEMBERED = 64
 _EVENT_TOO_LARGE = 10334
 _HISTORY_LOST = frozenset({136, 260, 280, 286, _EVENT_TOO_LARGE})
 """CappedPositionLost, InvalidResumeToken, ChangeStreamFatalError, ChangeStreamHistoryLost, an event over 16 MiB."""
+
+_FREES = frozenset({CREATED, AGENT, STATE, RUNNER})
+"""Kinds of commits after which an agent may wait for a runner."""
 
 _log = get_logger(__name__)
 
@@ -59,6 +64,7 @@ class Watcher:
         feed: Feed,
         changes: ChangeLog,
         scribe: Scribe,
+        bell: Bell,
         clock: Clock,
         metrics: Metrics,
         tracing: Tracing,
@@ -68,6 +74,7 @@ class Watcher:
         self._feed = feed
         self._changes = changes
         self._scribe = scribe
+        self._bell = bell
         self._clock = clock
         self._metrics = metrics
         self._tracing = tracing
@@ -193,6 +200,8 @@ class Watcher:
         time = (change["clusterTime"].time, change["clusterTime"].inc)
         if change["ns"]["coll"] == self._mongo.beats.name:
             self._hear_beat(change, time)
+        elif change["ns"]["coll"] == self._mongo.commands.name:
+            self._hear_command(change["fullDocument"])
         else:
             self._hear_agent(change, time, size)
 
@@ -208,6 +217,10 @@ class Watcher:
             self._beaten.set()
             self._backoff.reset()
 
+    def _hear_command(self, command: Mapping[str, Any]) -> None:
+        if command.get("pool") is not None:
+            self._bell.ring(pool_topic(command["tenant"], command["pool"]))
+
     def _hear_agent(self, change: Mapping[str, Any], time: Time, size: int) -> None:
         event = _event(change, time)
         if event is None:
@@ -219,6 +232,9 @@ class Watcher:
             with self._tracing.told(entry.trace, entry.agent, entry.version):
                 pass
         self._tell_readers(event, entries, size)
+        for pool in {entry.pool for entry in entries if not _FREES.isdisjoint(entry.kinds)}:
+            if pool is not None:
+                self._bell.ring(pool_topic(entries[0].tenant, pool))
         self._scribe.add(entries, time)
         self._metrics.events.inc()
 

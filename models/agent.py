@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -22,7 +23,7 @@ from models.change import CREATED, DELETED, Change, Stamp
 from models.errors import Conflict, NotFound
 from models.execution import State
 from models.history import NOTHING, Directory, History, NotAtHand, Wanted
-from models.ids import ROOT
+from models.ids import END, ROOT
 from models.segment import INHERITED_VERSION, Bound, Descriptor, Node, Segment, Step, Tree, node_of
 from models.tenant import Scope
 
@@ -69,8 +70,14 @@ class AgentRecord(BaseModel):
     platform: str | None = None
     region: str | None = None
     runner: str | None = None
+    incarnation: int | None = Field(default=None, description="Of the runner, when it claimed the agent.")
+    previous_runner: str | None = None
+    offered_to: str | None = Field(default=None, description="The only runner that may claim it, while that one lives.")
     fence: int = 0
     resource_id: str | None = None
+    failures: int = Field(default=0, description="How often it failed since a turn was last finished.")
+    transitions: dict[str, JsonObject] = Field(default_factory=dict, description="The newest ones, by slot.")
+    turn: JsonObject | None = Field(default=None, description="The open turn, see `models.turn`.")
     ttl_seconds: float | None = None
     idle_seconds: float | None = None
     expires_at: datetime | None = None
@@ -160,6 +167,10 @@ class AgentRecord(BaseModel):
         record = self.model_copy(update={**values, **own, **self._maps_with(put or {}, drop)})
         return Change(record, kinds, {**values, **(put or {})}, frozenset(drop), answer, blobs=blobs or {})
 
+    def also(self, fields: Mapping[str, Any], put: Mapping[str, Any]) -> AgentRecord:
+        """The same version with more fields replaced, and more put inside the maps."""
+        return self.model_copy(update={**fields, **self._maps_with(put, ())})
+
     def unchanged(self, answer: Any = None) -> Change:
         """Nothing to write; the version stays."""
         return Change(self, answer=answer)
@@ -193,8 +204,9 @@ class AgentRecord(BaseModel):
         return node._replace(version=INHERITED_VERSION) if home.inherited else node
 
     def step(self, step: str, home: Descriptor | None = None) -> Step:
-        """A step as callers see it; `home` as in `body`."""
-        return {"id": step, **self.body(step, home)}
+        """A step as callers see it; `home` as in `body`. The last one of a turn that is over reads `end`."""
+        shown = {"id": step, **self.body(step, home)}
+        return {**shown, "end": True} if self._ends_a_turn(step, home) else shown
 
     def bound(self, step: str) -> Bound:
         """What is bound to a step or to the root; what came after the step was sealed goes first."""
@@ -203,6 +215,13 @@ class AgentRecord(BaseModel):
         if home is None or not (home.results or home.workspaces):
             return here
         return {**self.segment(home).results.get(step, {}), **here}
+
+    def _ends_a_turn(self, step: str, home: Descriptor | None) -> bool:
+        if END in self.results.get(step, ()):
+            return True
+        if step in self.steps:
+            return False
+        return END in self.segment(home or self._home_of(step)).results.get(step, ())
 
     def home(self, step: str) -> Descriptor | None:
         """The segment that a step is sealed in; None for one that is not sealed, and for the root."""
@@ -314,11 +333,32 @@ def create(
     return Change(record, (CREATED,), sets, answer=record, blobs=blobs or {}, segments=segments or {})
 
 
+def widened(
+    change: Change,
+    kinds: tuple[str, ...],
+    fields: Mapping[str, Any],
+    *,
+    put: Mapping[str, Any] | None = None,
+    told: Mapping[str, Any] | None = None,
+) -> Change:
+    """The change with more assignments in the same version, and more kinds, which come first."""
+    return replace(
+        change,
+        record=change.record.also(fields, put or {}),
+        kinds=(*kinds, *change.kinds),
+        sets={**change.sets, **fields, **(put or {})},
+        told={**change.told, **(told or {})},
+    )
+
+
 def delete(record: AgentRecord, stamp: Stamp) -> Change:
-    """Leave a tombstone: the content goes, version and fence stay so that neither ever goes back."""
+    """Leave a tombstone: the content goes, version and fence stay so that neither ever goes back.
+
+    The fence goes on, so that whoever drove the agent is a stranger to one that is made under its id.
+    """
     version = record.version + 1
     kept = {name: getattr(record, name) for name in OF_A_TOMBSTONE}
-    sets = {"version": version, "deleted_at": stamp.now}
+    sets = {"version": version, "deleted_at": stamp.now, "fence": record.fence + bool(record.fence)}
     tombstone = AgentRecord(**{**kept, **sets, "id": record.id})
     drops = frozenset(STORED) - set(OF_A_TOMBSTONE)
     whose = {"owner": record.owner, "pool": record.pool}
@@ -335,4 +375,4 @@ class Agent(AgentRecord, Document):
         indexes = [
             IndexModel([("tenant", 1), (field, 1), ("_id", 1)], name=f"by_{field}")
             for field in ("state", "pool", "runner", "owner", "label_terms")
-        ]
+        ] + [IndexModel([("state", 1), ("runner", 1)], name="in_turn")]

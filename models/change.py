@@ -28,6 +28,11 @@ STEP, HEAD = "step", "head"
 BRANCHES, WORKSPACE = "branches", "workspace"
 RESULTS, SETTINGS, AGENT = "results", "settings", "agent"
 CREATED, CLEARED, DELETED = "created", "cleared", "deleted"
+STATE, RUNNER = "state", "runner"
+"""Kinds of a transition, and of a change of who drives the agent."""
+
+HANDED = "handed"
+"""Kind of a claim that was given the delegate's token: what an audit looks for."""
 
 _ALONE = frozenset({CREATED, CLEARED, DELETED})
 _ABOUT_HEAD = frozenset({HEAD, BRANCHES, WORKSPACE})
@@ -108,9 +113,9 @@ def may_share(kinds: Sequence[tuple[str, ...]], more: tuple[str, ...]) -> bool:
 def envelope(before: int, changes: Sequence[Change], stamp: Stamp, traces: Sequence[str | None]) -> dict[str, Any]:
     """The subdocument `last` of a commit: all that caches, feeds and the change log need to know beside the update.
 
-    `{from, v, kinds, at, by, pool?, owner?, head?, branch?, trace?, each?}`: what has no value is left out. `each`
-    is `[{kinds, trace?, pool?}, …]`, one for each version, where the versions of one update are not all alike; the pool
-    stands there when it is not the same for all.
+    `{from, v, kinds, at, by, pool?, owner?, head?, branch?, trigger?, trace?, each?}`: what has no value is left out.
+    `trigger` is of the one version of kind `state`. `each` is `[{kinds, trace?, pool?}, …]`, one for each version,
+    where the versions of one update are not all alike; the pool stands there when it is not the same for all.
     """
     record = changes[-1].record
     moves = any(change.record.pool != record.pool for change in changes)

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 from models.agent import OF_A_TOMBSTONE, STORED, AgentRecord
 from models.blob import Damaged
 from models.change import OP_SLOTS
-from models.execution import State, status_of
+from models.execution import IN_TURN, State, activity_of, status_of
 from models.history import History
-from models.ids import ROOT, WORKSPACE
+from models.ids import RESERVED, ROOT, WORKSPACE
 from models.profile import label_terms
 from models.prompt import DEPTH_LIMIT, FIELD, StoredPrompt, is_prompt
 from models.segment import INHERITED_VERSION, Descriptor, Segment, Tree, line
@@ -155,7 +155,7 @@ def _of_a_descriptor(kept: Descriptor, tree: Tree, past: Past, there: AbstractSe
     first, last = tree[seen[0]], tree[seen[-1]]
     highest = INHERITED_VERSION if kept.inherited else max(tree[step].version for step in seen)
     fields = {field for step in tree.values() for field in step.bound}
-    found = (seen[-1], len(seen), first.seq, last.seq, highest, bool(fields - {WORKSPACE}), WORKSPACE in fields)
+    found = (seen[-1], len(seen), first.seq, last.seq, highest, bool(fields - RESERVED), WORKSPACE in fields)
     said = (kept.last, kept.count, kept.from_seq, kept.to_seq, kept.to_version, kept.results, kept.workspaces)
     other_size = not kept.part and past.sizes.get(kept.id, kept.bytes) != kept.bytes
     if found != said or other_size:
@@ -219,9 +219,12 @@ def _derived(record: AgentRecord) -> Iterator[Flaw]:
         ("step_count", len(record.steps) + sum(kept.count for kept in record.descriptors)),
         ("label_terms", label_terms(record.labels)),
         ("status", status_of(State(record.state))),
+        ("activity", activity_of(State(record.state))),
     ):
         if getattr(record, name) != should:
             yield Flaw(f"its {name} is {getattr(record, name)!r} and should be {should!r}", {name: should})
+    if record.turn is not None and record.state not in IN_TURN:
+        yield Flaw(f"it is {record.state} and has an open turn", {"turn": None})
 
 
 def _outlines(steps: Mapping[str, Mapping[str, Any]]) -> dict[str, _Outline]:

@@ -13,7 +13,7 @@ from typing import Any
 from beanie import Document
 from pymongo import IndexModel
 
-from models.change import CREATED
+from models.change import CREATED, STATE
 from models.event import Event, Time
 
 GAP = "gap"
@@ -74,7 +74,7 @@ def entries_of(event: Event) -> list[Entry]:
     """One entry for each version that the event led to, in their order."""
     tenant, _, agent = event.key.partition(":")
     last = event.envelope
-    shared = {name: last[name] for name in ("at", "by", "owner", "trigger") if name in last}
+    shared = {name: last[name] for name in ("at", "by", "owner") if name in last}
     steps = _steps_by_version(event)
     return [
         Entry(
@@ -84,6 +84,7 @@ def entries_of(event: Event) -> list[Entry]:
             position=position(event.time, version, agent),
             kinds=tuple(told["kinds"]),
             pool=told.get("pool", last.get("pool")),
+            trigger=last.get("trigger") if STATE in told["kinds"] else None,
             trace=told.get("trace"),
             steps=() if CREATED in told["kinds"] else tuple(steps.get(version, ())),
             **shared,

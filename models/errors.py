@@ -100,12 +100,9 @@ class FencedOut(Conflict):
 
     code = "fenced-out"
 
-    def __init__(self, fence: int, actual: int) -> None:
-        super().__init__(
-            f"The fencing token {fence} is not the agent's ({actual}): stop driving it, or claim it again.",
-            fence=fence,
-            actual=actual,
-        )
+    def __init__(self, fence: int, actual: int, detail: str | None = None) -> None:
+        told = f"The fencing token {fence} is not the agent's ({actual}): stop driving it, or claim it again."
+        super().__init__(detail or told, fence=fence, actual=actual)
 
 
 class AgentBusy(Conflict):

@@ -16,6 +16,12 @@ ROOT = "root"
 WORKSPACE = "@workspace"
 """Field name of the workspace among results; `field_name` writes `@` as `%40`, so it is out of reach of callers."""
 
+END = "@end"
+"""Field name, out of reach like that, of what is bound to the last step of a turn that is over: how it ended."""
+
+RESERVED = frozenset({WORKSPACE, END})
+"""Field names of what is bound to steps and is no result."""
+
 ID_PATTERN = r"^[A-Za-z0-9_-]{1,64}$"
 """Ids that callers choose: agents, steps, tenants."""
 
@@ -49,9 +55,14 @@ def check_branch(name: str) -> str:
 
 def agent_key(tenant: str, agent: str) -> str:
     """The `_id` of an agent's document, `<tenant>:<agent>`; an impossible id is NotFound, as an unknown one is."""
-    if not _ID.match(agent):
-        raise NotFound(f"There is no agent '{agent[:64]}'.")
-    return f"{tenant}:{agent}"
+    return tenant_key(tenant, agent, "agent")
+
+
+def tenant_key(tenant: str, name: str, what: str) -> str:
+    """The `_id` of something that a tenant has, in the same form."""
+    if not _ID.match(name):
+        raise NotFound(f"There is no {what} '{name[:64]}'.")
+    return f"{tenant}:{name}"
 
 
 def field_name(name: str) -> str:

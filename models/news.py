@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from models.agent import MAIN, AgentRecord
-from models.change import AGENT, BRANCHES, CLEARED, DELETED, HEAD, RESULTS, SETTINGS
+from models.change import AGENT, BRANCHES, CLEARED, DELETED, HEAD, RESULTS, RUNNER, SETTINGS, STATE
 from models.change import WORKSPACE as WORKSPACE_KIND
 from models.entry import each_version, steps_of
 from models.event import Event
-from models.ids import ROOT, WORKSPACE, plain_name
+from models.ids import RESERVED, ROOT, WORKSPACE, plain_name
 from models.listing import Window, page_of
 from models.packing import bytes_apart
 from models.profile import masked
@@ -24,7 +24,10 @@ Told = tuple[str, Data]
 _PAGE = 100
 """Steps of the past that are told at once."""
 
-PROFILE = ("name", "model", "labels", "pool", "platform", "region", "dormant", "ttl_seconds", "idle_seconds")
+PROFILE = (
+    *("name", "model", "labels", "pool", "platform", "region", "resource_id", "dormant"),
+    *("ttl_seconds", "idle_seconds"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +122,7 @@ def _results(event: Event, version: int) -> Told:
         plain_name(field): {"step_id": step, "result": value}
         for step, fields in _bound(event).items()
         for field, value in fields.items()
-        if field != WORKSPACE
+        if field not in RESERVED
     }
     return "results", {"version": version, "results": results}
 
@@ -152,6 +155,16 @@ def _profile(event: Event, version: int) -> Told:
     return "agent", {"version": version, **changed, **gone, **delegate}
 
 
+def _state(event: Event, version: int) -> Told:
+    moved = {name: event.sets[name] for name in ("state", "status", "activity")}
+    fence = {"fence": event.sets["fence"]} if "fence" in event.sets else {}
+    return "state", {"version": version, **moved, "trigger": event.envelope.get("trigger"), **fence}
+
+
+def _runner(event: Event, version: int) -> Told:
+    return "agent", {"version": version, "runner": event.sets.get("runner"), "fence": event.sets["fence"]}
+
+
 def _cleared(_: Event, version: int) -> Told:
     return "cleared", {"version": version, "head": ROOT, "branch": MAIN}
 
@@ -167,6 +180,8 @@ _TELLERS: Mapping[str, Callable[[Event, int], Told]] = {
     SETTINGS: _settings,
     BRANCHES: _branches,
     AGENT: _profile,
+    STATE: _state,
+    RUNNER: _runner,
     CLEARED: _cleared,
     DELETED: _deleted,
 }

@@ -15,7 +15,7 @@ from models.agent import AgentRecord
 from models.blob import Blobs, packed
 from models.change import RESULTS, Change, Stamp
 from models.change import WORKSPACE as WORKSPACE_KIND
-from models.ids import ROOT, WORKSPACE, field_name, plain_name
+from models.ids import RESERVED, ROOT, WORKSPACE, field_name, plain_name
 from models.packing import INLINE_BYTES, reads_as
 from models.path import Stretch, late, stretches
 
@@ -103,7 +103,7 @@ def results_in(record: AgentRecord, part: Part) -> dict[str, Result]:
         plain_name(field): Result(step, result)
         for step in part.bearing(record)
         for field, result in record.bound(step).items()
-        if field != WORKSPACE
+        if field not in RESERVED
     }
 
 

@@ -17,7 +17,7 @@ from beanie import Document
 from pydantic import Field
 from pymongo import IndexModel
 
-from models.ids import ROOT, WORKSPACE
+from models.ids import RESERVED, ROOT, WORKSPACE
 
 _DIGITS = 40
 
@@ -160,7 +160,7 @@ class Descriptor:
             to_seq=nodes[-1].seq,
             to_version=max(node.version for node in nodes),
             bytes=segment.size,
-            results=bool(fields - {WORKSPACE}),
+            results=bool(fields - RESERVED),
             workspaces=WORKSPACE in fields,
         )
 

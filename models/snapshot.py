@@ -13,7 +13,7 @@ from pydantic import Field
 from models.agent import MAIN, AgentRecord
 from models.blob import Blobs, packed
 from models.errors import InvalidRequest
-from models.ids import ROOT, WORKSPACE, check_branch, check_id, check_name, field_name, plain_name
+from models.ids import RESERVED, ROOT, WORKSPACE, check_branch, check_id, check_name, field_name, plain_name
 from models.listing import steps_of
 from models.packing import INLINE_BYTES, packed_step
 from models.path import whole
@@ -119,7 +119,7 @@ def bound_in(record: AgentRecord, part: Part) -> list[dict[str, Any]]:
         {"step_id": step, "key": plain_name(field), "result": value}
         for step in part.bearing(record)
         for field, value in sorted(record.bound(step).items())
-        if field != WORKSPACE
+        if field not in RESERVED
     ]
 
 

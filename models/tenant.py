@@ -33,6 +33,11 @@ class Scope:
     rights: frozenset[Right]
     owner: str | None = None
     by: str = "anonymous"
+    key: str | None = None
+    """The key's id, where there is one."""
+    runner: str | None = None
+    """The only runner that may call on this behalf, and its incarnation."""
+    incarnation: int | None = None
 
     def __post_init__(self) -> None:
         check_id(self.tenant, "the tenant")
@@ -60,6 +65,11 @@ ANONYMOUS = Scope(tenant=DEFAULT_TENANT, rights=frozenset(Right))
 """Everybody, as long as no key was ever made."""
 
 
+def own_scope(tenant: str) -> Scope:
+    """What the service itself acts in when nobody asked: it needs no fence, for it decides who has one."""
+    return Scope(tenant=tenant, rights=frozenset(), by="holdfast")
+
+
 class KeyRecord(BaseModel):
     """A key as it is stored: never the secret, only its SHA-256 (the secret has 256 random bits)."""
 
@@ -73,10 +83,21 @@ class KeyRecord(BaseModel):
     digest: str
     created_at: datetime
     revoked_at: datetime | None = None
+    runner: str | None = Field(default=None, description="The runner that alone may use it.")
+    incarnation: int | None = None
+    parent: str | None = Field(default=None, description="The key that registered the runner.")
 
     def scope(self) -> Scope:
         """What the bearer of this key acts in."""
-        return Scope(tenant=self.tenant, rights=frozenset(self.rights), owner=self.owner, by=self.id)
+        return Scope(
+            tenant=self.tenant,
+            rights=frozenset(self.rights),
+            owner=self.owner,
+            by=self.id if self.runner is None else f"runner:{self.runner}",
+            key=self.id,
+            runner=self.runner,
+            incarnation=self.incarnation,
+        )
 
 
 class Key(KeyRecord, Document):
@@ -84,7 +105,11 @@ class Key(KeyRecord, Document):
 
     class Settings:
         name = "keys"
-        indexes = [IndexModel([("tenant", 1), ("_id", 1)], name="by_tenant")]
+        indexes = [
+            IndexModel([("tenant", 1), ("_id", 1)], name="by_tenant"),
+            IndexModel([("parent", 1)], name="by_parent", partialFilterExpression={"parent": {"$exists": True}}),
+            IndexModel([("tenant", 1), ("runner", 1)], name="by_runner"),
+        ]
 
 
 class TicketRecord(BaseModel):

@@ -45,6 +45,8 @@ class Appended:
     head: str
     version: int
     repeated: bool = False
+    turn_ended: str | None = None
+    """Why the turn that the steps belong to is over with them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,7 +352,7 @@ def _repeated(record: AgentRecord, drafts: Sequence[Draft], advance_head: bool) 
         return None
     steps = [record.step(draft.id) for draft in drafts]
     chained = all(after["parent_id"] == before["id"] for before, after in pairwise(steps))
-    if not chained or not all(map(_same_step, drafts, steps)):
+    if not chained or not all(_same_step(draft, record.body(draft.id)) for draft in drafts):
         return None
     head = drafts[-1].id if advance_head else record.head
     return Appended(steps, head, max(step["version"] for step in steps), repeated=True)
@@ -358,5 +360,5 @@ def _repeated(record: AgentRecord, drafts: Sequence[Draft], advance_head: bool) 
 
 def _same_step(draft: Draft, step: Step) -> bool:
     """Whether the stored step holds what the draft gives, and nothing more that a caller would have given."""
-    extra = step.keys() - draft.given.keys() - set(ASSIGNED) - {"id"}
+    extra = step.keys() - draft.given.keys() - set(ASSIGNED)
     return not extra and all(name in step and reads_as(step[name], value) for name, value in draft.given.items())

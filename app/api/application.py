@@ -19,14 +19,20 @@ from app.api import operations, problems
 from app.api.agents import AgentRoutes
 from app.api.call import DEPENDENCIES
 from app.api.edge import Edge
+from app.api.execution import ExecutionRoutes
 from app.api.feeds import FeedRoutes
 from app.api.hot import HotRead
+from app.api.runners import CommandRoutes, PoolRoutes, RunnerRoutes, reconcile
 from app.api.security import Doorkeeper, require_right
 from app.api.shown import Showcase
 from app.api.steps import StepRoutes
 from app.cache import Cache
+from app.commands import Commands
 from app.config import Settings
+from app.execution import Execution
 from app.filling import Filling
+from app.reconciler import Reconciler
+from app.runners import Runners
 from app.streams import Streams
 from app.telemetry import Metrics
 from app.tenancy import Keys
@@ -40,6 +46,10 @@ class Parts:
 
     settings: Settings
     agents: Agents
+    execution: Execution
+    runners: Runners
+    commands: Commands
+    reconciler: Reconciler
     streams: Streams
     cache: Cache
     filling: Filling
@@ -71,7 +81,11 @@ def create_litestar(
 ) -> Litestar:
     """The routes alone, without the edge around them."""
     app = Litestar(
-        route_handlers=[AgentRoutes, StepRoutes, FeedRoutes, operations.live, operations.ready, operations.metrics],
+        route_handlers=[
+            *(AgentRoutes, StepRoutes, ExecutionRoutes, FeedRoutes),
+            *(RunnerRoutes, CommandRoutes, PoolRoutes, reconcile),
+            *(operations.live, operations.ready, operations.metrics),
+        ],
         dependencies=DEPENDENCIES,
         guards=[require_right],
         exception_handlers={

@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from enum import StrEnum
+from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from models.command import Action
 from models.errors import InvalidRequest
-from models.step import Body, Id, StepInput
+from models.execution import State, Trigger
+from models.runner import RestartMode
+from models.step import ABSENT, Body, Id, Role, StepInput
 
 Text = Annotated[str, Field(max_length=1024)]
 Term = Annotated[str, Field(min_length=1, max_length=256)]
 Seconds = Annotated[int | float, Field(gt=0, le=315_360_000)]
 Labels = dict[Annotated[str, Field(min_length=1, max_length=256)], Text]
+
+
+def _named(kind: type[StrEnum]) -> BeforeValidator:
+    """Takes one of the names of an enumeration."""
+
+    def parse(value: Any) -> Any:
+        if isinstance(value, str) and value in {each.value for each in kind}:
+            return kind(value)
+        raise ValueError(f"must be one of {', '.join(each.value for each in kind)}")
+
+    return BeforeValidator(parse)
+
+
+MAX_CAPACITY = 10_000
+MAX_WAIT_SECONDS = 60
+Wait = Annotated[int | float, Field(ge=0, le=MAX_WAIT_SECONDS)]
 StepRef = Annotated[str, Field(min_length=1, max_length=128)]
 
 
@@ -110,3 +130,94 @@ class ResultBody(Body):
 
     step_id: StepRef | None = None
     result: Any
+
+
+class TransitionBody(Body):
+    """A transition of the table, and why it is made."""
+
+    to: Annotated[State, _named(State)]
+    trigger: Annotated[Trigger, _named(Trigger)]
+    reason: Text | None = None
+
+
+class TurnBody(StepInput):
+    """The step that opens a turn."""
+
+    role: Role = "user"
+    content: str
+
+
+class FinishBody(Body):
+    """How a turn ended, with its last steps."""
+
+    steps: Annotated[list[StepInput], Field(min_length=1)] = ABSENT
+    outcome: Literal["completed", "error", "stopped"]
+    error: Text | None = None
+
+
+class ResourceBody(Body):
+    """What the platform calls the agent's process; null takes it away."""
+
+    resource_id: Text | None
+
+
+class RunnerBody(Body):
+    """A runner, and how many agents it can drive at once."""
+
+    id: Id | None = None
+    pool: Term
+    platform: Literal["kubernetes", "docker", "vm", "cloud", "local"]
+    region: Term | None = None
+    capacity: Annotated[int, Field(ge=1, le=MAX_CAPACITY)]
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+class HeartbeatBody(Body):
+    """What the runner believes to drive, and how much it can by now."""
+
+    agents: Annotated[list[Id], Field(max_length=MAX_CAPACITY)] | None = None
+    capacity: Annotated[int, Field(ge=0, le=MAX_CAPACITY)] | None = None
+
+
+class ClaimBody(Body):
+    """How many agents to claim at most, and how long to wait for the first."""
+
+    max: Annotated[int, Field(ge=1, le=MAX_CAPACITY)]
+    wait_seconds: Wait = 0
+
+
+class ReleaseBody(Body):
+    """The agent to let go; `hand_off` names the only runner that may claim it then, true stands for any other."""
+
+    agent: Id
+    hand_off: Id | bool | None = None
+
+
+class CommandBody(Body):
+    """What the agent's runner is to do."""
+
+    action: Annotated[Action, _named(Action)]
+    payload: Any = None
+    deadline_seconds: Seconds | None = None
+
+
+class DoneBody(Body):
+    """What came of a command."""
+
+    result: Any = None
+
+
+class FailedBody(Body):
+    """Why a command could not be carried out."""
+
+    error: Text | None = None
+
+
+class PoolBody(Body):
+    """How a pool restarts agents that failed; what is left out stays as it is."""
+
+    restart: Annotated[RestartMode, _named(RestartMode)] = ABSENT
+    attempts: Annotated[int, Field(ge=1, le=1000, description="Starts in a row without a finished turn.")] = ABSENT
+    backoff_seconds: Annotated[int | float, Field(ge=0, le=86_400, description="Before the second; then doubled.")] = (
+        ABSENT
+    )

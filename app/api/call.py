@@ -11,7 +11,7 @@ from litestar import Request
 from litestar.di import NamedDependency, Provide
 from litestar.params import FromPath
 
-from app.agents import Agents, Terms
+from app.agents import Agents
 from app.api import views
 from app.api.answers import Answer, Pieces, Show, as_response, begun, encode, etag
 from app.api.headers import (
@@ -28,9 +28,14 @@ from app.api.headers import (
     request_digest,
 )
 from app.api.shown import Showcase
+from app.commands import Commands
+from app.config import Settings
+from app.execution import Execution
 from app.filling import Filling
-from app.lanes import Committed, Encode, Once
+from app.lanes import Committed, Encode, Once, Terms
 from app.reads import Freshness, Seen
+from app.reconciler import Reconciler
+from app.runners import Runners
 from app.segments import Gone
 from app.streams import Streams
 from app.tenancy import Keys
@@ -135,10 +140,11 @@ class WriteCall:
             )
             return await shown.encoded(known, self.filling)
 
-        committed = await verb(Terms(self.guard, await self._once(encode)))
+        committed = await verb(Terms(self.guard, await self.once(encode)))
         return as_response(committed.replay or await encode(committed))
 
-    async def _once(self, encode: Encode) -> Once | None:
+    async def once(self, encode: Encode) -> Once | None:
+        """By what the request is known again, if it is to be; `encode` makes the answer that is given again."""
         if self.idempotency_key is None:
             return None
         record = idempotency_id(self.caller, self.request, self.idempotency_key)
@@ -163,6 +169,31 @@ def _showcase(request: AnyRequest) -> Showcase:
 def _agents(request: AnyRequest) -> Agents:
     agents: Agents = request.app.state.agents
     return agents
+
+
+def _execution(request: AnyRequest) -> Execution:
+    execution: Execution = request.app.state.execution
+    return execution
+
+
+def _runners(request: AnyRequest) -> Runners:
+    runners: Runners = request.app.state.runners
+    return runners
+
+
+def _commands(request: AnyRequest) -> Commands:
+    commands: Commands = request.app.state.commands
+    return commands
+
+
+def _reconciler(request: AnyRequest) -> Reconciler:
+    reconciler: Reconciler = request.app.state.reconciler
+    return reconciler
+
+
+def _settings(request: AnyRequest) -> Settings:
+    settings: Settings = request.app.state.settings
+    return settings
 
 
 def _streams(request: AnyRequest) -> Streams:
@@ -201,6 +232,11 @@ def _guarded(request: AnyRequest, if_match: IfMatch = None, fencing_token: Fenci
 DEPENDENCIES = {
     "caller": Provide(_caller, sync_to_thread=False),
     "agents": Provide(_agents, sync_to_thread=False),
+    "execution": Provide(_execution, sync_to_thread=False),
+    "runners": Provide(_runners, sync_to_thread=False),
+    "commands": Provide(_commands, sync_to_thread=False),
+    "settings": Provide(_settings, sync_to_thread=False),
+    "reconciler": Provide(_reconciler, sync_to_thread=False),
     "posted": Provide(_posted, sync_to_thread=False),
     "guarded": Provide(_guarded, sync_to_thread=False),
     "streams": Provide(_streams, sync_to_thread=False),

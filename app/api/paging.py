@@ -29,6 +29,14 @@ class _AgentsCursor(msgspec.Struct, forbid_unknown_fields=True):
     agent: str
 
 
+class _RunnersCursor(msgspec.Struct, forbid_unknown_fields=True):
+    runner: str
+
+
+class _TransitionsCursor(msgspec.Struct, forbid_unknown_fields=True):
+    before: int
+
+
 def steps_cursor(window: Window) -> str:
     """The cursor that goes on with this window of steps."""
     return _packed(_StepsCursor(window.leaf, window.turn, window.after, window.until))
@@ -48,6 +56,26 @@ def agents_cursor(agent: str) -> str:
 def agent_after(cursor: str) -> str:
     """The agent of an `agents_cursor`. Raises InvalidRequest."""
     return _unpacked(cursor, _AgentsCursor).agent
+
+
+def runners_cursor(runner: str) -> str:
+    """The cursor that goes on after this runner."""
+    return _packed(_RunnersCursor(runner))
+
+
+def runner_after(cursor: str) -> str:
+    """The runner of a `runners_cursor`. Raises InvalidRequest."""
+    return _unpacked(cursor, _RunnersCursor).runner
+
+
+def transitions_cursor(version: int) -> str:
+    """The cursor that goes on before this version's transitions."""
+    return _packed(_TransitionsCursor(version))
+
+
+def transitions_before(cursor: str) -> int:
+    """The version of a `transitions_cursor`. Raises InvalidRequest."""
+    return _unpacked(cursor, _TransitionsCursor).before
 
 
 def _packed(cursor: msgspec.Struct) -> str:

@@ -79,8 +79,20 @@ APPEND = _also(
 )
 """Changes an agent by steps, each with a key limit of its own."""
 
+END_TURN = _kind(Right.WRITE, Right.RUNNER, changes=True, of_steps=True)
+"""The same, ending a turn with them."""
+
 IMPORT = _kind(Right.WRITE, changes=True, wrapped=3, of_steps=True)
 """Takes an export, which wraps what it holds (most of all a workspace) in three more levels."""
+
+RUNNER = _also(_kind(Right.RUNNER, changes=True), 403, "This key, or token, is not this runner's.")
+"""What a runner says of itself; needs its token, or the key that it was registered with."""
+
+POLL = _kind(Right.RUNNER, changes=False)
+"""What a runner asks for itself."""
+
+DECIDE = _kind(Right.ADMIN, changes=True)
+"""Decides something for the tenant, or has it done."""
 
 FEED = {
     **LIST,

@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
-from models.execution import State
+from models.command import Action, CommandStatus
+from models.execution import State, Trigger
+from models.runner import RestartMode, RunnerState
 
 Json = dict[str, Any]
 
@@ -122,6 +124,7 @@ class Appended(Struct):
     steps: list[Step]
     head: str
     version: int
+    turn_ended: Literal["max_steps"] | UnsetType = UNSET
 
 
 class Position(Struct):
@@ -211,3 +214,190 @@ class Problem(Struct):
 
 class Health(Struct):
     status: Literal["live", "ready"]
+
+
+class Transition(Struct, rename={"before": "from"}):
+    """One transition of an agent's history."""
+
+    before: State
+    to: State
+    trigger: Trigger
+    at: str
+    version: int
+    by: str
+    reason: str | UnsetType = UNSET
+
+
+class TransitionList(Struct):
+    items: list[Transition]
+    next_cursor: str | None
+
+
+class Standing(Struct):
+    """Where an agent stands, and by what it came there."""
+
+    state: State
+    status: Literal["pending", "running", "stopped", "failed"]
+    activity: Literal["idle", "busy"]
+    version: int
+    at: str | None
+    trigger: Trigger | None
+
+
+class Turn(Struct):
+    """A turn that was begun; `fence` guards its writes when it is sent."""
+
+    turn_id: str
+    step: Step
+    version: int
+    fence: int
+
+
+class Finished(Standing):
+    """A turn that is over."""
+
+    turn_id: str
+    outcome: Literal["completed", "error", "stopped"]
+    steps: list[Step]
+    head: str
+
+
+class Resource(Struct):
+    resource_id: str | None
+    version: int
+
+
+class Runner(Struct):
+    """A runner, and how many agents it drives of those that it can."""
+
+    id: str
+    pool: str
+    platform: Literal["kubernetes", "docker", "vm", "cloud", "local"]
+    region: str | None
+    capacity: int
+    load: int
+    metadata: Json
+    state: RunnerState
+    draining: bool
+    incarnation: int
+    owner: str | None
+    registered_at: str
+    seen_at: str
+    gone_at: str | None
+    heartbeat_seconds: float
+    ttl_seconds: float
+
+
+class Registered(Runner):
+    """The same with its token, which is shown once."""
+
+    token: str
+
+
+class RunnerList(Struct):
+    items: list[Runner]
+    next_cursor: str | None
+
+
+class Driven(Struct):
+    id: str
+    fence: int
+    state: State
+
+
+class Beaten(Struct):
+    """What a heartbeat answers: what the runner drives, and of what it named, what it does not (`lost`)."""
+
+    agents: list[Driven]
+    lost: list[str]
+    commands_waiting: int
+    draining: bool
+
+
+class Claim(Struct):
+    """An agent that a runner drives from now on; the delegate comes with its token."""
+
+    agent: str
+    fence: int
+    version: int
+    attempt: int
+    previous_runner: str | None
+    resource_id: str | None
+    state: State
+    delegate: Json | UnsetType = UNSET
+
+
+class Claims(Struct):
+    claims: list[Claim]
+
+
+class Released(Struct):
+    agent: str
+    state: State
+    fence: int
+    version: int
+
+
+class Command(Struct):
+    """A command, and how far it came; `dead`: its deadline passed before that."""
+
+    id: str
+    agent: str
+    action: Action
+    status: CommandStatus
+    sends: int
+    dead: bool
+    by: str
+    created_at: str
+    deadline_at: str
+    payload: Any = UNSET
+    pool: str | UnsetType = UNSET
+    runner: str | UnsetType = UNSET
+    result: Any = UNSET
+    error: str | UnsetType = UNSET
+    sent_at: str | UnsetType = UNSET
+    acked_at: str | UnsetType = UNSET
+    finished_at: str | UnsetType = UNSET
+
+
+class Commands(Struct):
+    items: list[Command]
+
+
+class Restarts(Struct):
+    """How a pool restarts agents that failed."""
+
+    pool: str
+    restart: RestartMode
+    attempts: int
+    backoff_seconds: float
+
+
+class Pool(Struct):
+    """A pool: its runners and agents by state, what it can drive and drives, its commands."""
+
+    pool: str
+    runners: dict[str, int]
+    capacity: int
+    load: int
+    agents: dict[str, int]
+    commands_waiting: int
+    commands_dead: int
+
+
+class PoolList(Struct):
+    items: list[Pool]
+
+
+class Reconciled(Struct, rename={"before": "from"}):
+    """One agent that reconciliation changed."""
+
+    agent: str
+    before: State
+    to: State
+    reason: str
+
+
+class Report(Struct):
+    examined: int
+    changed: list[Reconciled]

@@ -31,6 +31,8 @@ from models.tree import Comparison, branch_names, compare, resolve
 def _appended(committed: Committed) -> Unsent:
     appended = committed.answer
     body = {"steps": appended.steps, "head": appended.head, "version": appended.version}
+    if appended.turn_ended is not None:
+        body["turn_ended"] = appended.turn_ended
     return reply(body, appended.version, 200 if appended.repeated else 201)
 
 

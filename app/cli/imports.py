@@ -9,9 +9,8 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from app.agents import Agents, Terms
 from app.cli.console import Failure, answer, progress, with_runtime
-from app.lanes import Committed
+from app.lanes import Committed, Terms
 from app.runtime import Runtime
 from app.traces import Snapshot as TracedSnapshot
 from app.traces import Trace, read
@@ -41,7 +40,7 @@ def take_in(
 
         async def work(runtime: Runtime) -> None:
             scope = Scope(tenant, frozenset(Right), owner, by="import")
-            made = [_prepared(runtime.agents, scope, trace) for trace in traces]
+            made = [_prepared(runtime, scope, trace) for trace in traces]
             importing = bars.add_task("importing", total=len(made))
             for make in made:
                 record = (await make()).record
@@ -51,8 +50,9 @@ def take_in(
         with_runtime(work)
 
 
-def _prepared(agents: Agents, scope: Scope, trace: Trace | TracedSnapshot) -> Callable[[], Awaitable[Committed]]:
+def _prepared(runtime: Runtime, scope: Scope, trace: Trace | TracedSnapshot) -> Callable[[], Awaitable[Committed]]:
     """What makes the agent, once everything about it has been judged but whether its id is free."""
+    agents = runtime.agents
     if isinstance(trace, TracedSnapshot):
         snapshot = _snapshot(trace)
         agents.draft(scope, snapshot)
@@ -60,7 +60,7 @@ def _prepared(agents: Agents, scope: Scope, trace: Trace | TracedSnapshot) -> Ca
     spec = {"name": trace.name, "model": trace.model, "labels": dict(trace.labels)}
     steps = [StepInput.model_validate(step).given() for step in trace.steps]
     for step in steps:
-        agents.require_fitting(step)
+        runtime.drafts.require_fitting(step)
     return lambda: agents.create(scope, spec, Terms(), steps=steps)
 
 

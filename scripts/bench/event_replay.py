@@ -16,6 +16,7 @@ from typing import Any, Self, cast
 from bson.raw_bson import RawBSONDocument
 from pymongo.asynchronous.change_stream import AsyncChangeStream
 
+from app.bell import Bell
 from app.cache import Cache
 from app.clock import SystemClock
 from app.config import MIB
@@ -81,7 +82,7 @@ async def microseconds_each(
         reel = _Reel(changes, begin)
         mongo = _Projector(reel=reel, **{field.name: getattr(runtime.mongo, field.name) for field in fields(Mongo)})
         scribe = Scribe(runtime.changes, clock)
-        watcher = Watcher(mongo, cache, feed, runtime.changes, scribe, clock, Metrics(), runtime.tracing)
+        watcher = Watcher(mongo, cache, feed, runtime.changes, scribe, Bell(), clock, Metrics(), runtime.tracing)
         starting = asyncio.create_task(watcher.start())
         await reel.over.wait()
         starting.cancel()

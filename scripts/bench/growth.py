@@ -10,7 +10,7 @@ import orjson
 from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 
-from app.agents import Terms
+from app.lanes import Terms
 from app.runtime import Runtime
 from models.agent import AgentRecord
 from models.tenant import ANONYMOUS

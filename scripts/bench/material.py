@@ -6,8 +6,9 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from app.agents import Agents, Terms
+from app.agents import Agents
 from app.api import views
+from app.lanes import Terms
 from app.runtime import Runtime
 from models.agent import AgentRecord
 from models.tenant import ANONYMOUS

@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from app.agents import Terms
+from app.lanes import Terms
 from app.runtime import Runtime
 from models.agent import AgentRecord
 from models.path import path

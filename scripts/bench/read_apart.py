@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from app.agents import Terms
+from app.lanes import Terms
 from app.mongo import ZSTD, Collection
 from app.runtime import Runtime
 from models.agent import AgentRecord

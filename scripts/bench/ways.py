@@ -8,7 +8,8 @@ from typing import Any
 import orjson
 from uuid_utils import uuid7
 
-from app.agents import Agents, Terms
+from app.agents import Agents
+from app.lanes import Terms
 from app.mongo import Collection
 from models.agent import AgentRecord
 from models.tenant import ANONYMOUS

@@ -323,7 +323,7 @@ async def test_answer_too_long_to_be_kept_for_a_repeated_request_is_refused_with
     agent: Handle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And nothing is written; without an Idempotency-Key it is done."""
-    monkeypatch.setattr("app.store._REPLY_BYTES", 100)
+    monkeypatch.setattr("app.idempotency._REPLY_BYTES", 100)
     answer = await agent.call("POST", "/fork", headers={"Idempotency-Key": uuid4().hex}, expect="too-large")
     assert (answer.json()["limit"], answer.json()["size"] > 100) == (100, True)
     await agent.call("POST", "/fork", expect=201)

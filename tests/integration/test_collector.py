@@ -15,9 +15,9 @@ import pytest
 import pytest_asyncio
 from bson.binary import Binary
 
-from app.agents import Terms
 from app.collector import Collected
 from app.config import Settings
+from app.lanes import Terms
 from app.reads import Freshness, Seen
 from app.runtime import Runtime, running
 from app.segments import opened

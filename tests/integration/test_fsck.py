@@ -15,9 +15,9 @@ import pytest_asyncio
 from backports import zstd
 from bson.binary import Binary
 
-from app.agents import Terms
 from app.config import Settings
 from app.fsck import Fsck, mend
+from app.lanes import Terms
 from app.reads import Freshness
 from app.runtime import Runtime, running
 from models.blob import REFERENCE

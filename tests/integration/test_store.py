@@ -796,7 +796,7 @@ async def test_keyed_request_waits_for_a_look_up_that_fails(bench: Bench) -> Non
     await bench.commit(naming("Ada"), once=once("key"), guard=Guard(version=1))
     records = Faulty(bench.mongo.idempotency, "find_one")
     records.planned.extend([lost_before, lost_before])
-    bench.store._mongo = replace(bench.store._mongo, idempotency=records)  # type: ignore[arg-type]
+    bench.store._idempotency._mongo = replace(bench.store._mongo, idempotency=records)  # type: ignore[arg-type]
     again = await bench.commit(naming("Ada"), once=once("key"), guard=Guard(version=1))
     assert again.replay == Reply(201, b"2", {"ETag": "x"})
 

@@ -1,0 +1,170 @@
+"""The reconciler: declares silent runners dead, frees what they drove, ends turns that nobody goes on with.
+
+Every replica runs one, none leads, there is no lock: each judges by its own sightings (`app.sightings`), declares by
+compare-and-set on the beat that it saw, and frees by commits that look again. What was freed already changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from app.clock import Clock
+from app.commands import Commands
+from app.config import Settings
+from app.mongo import Mongo, unavailable_when_failing
+from app.orphans import Orphans, Reconciled
+from app.roster import Roster
+from app.sightings import LOOK_SECONDS, Sightings
+from app.tasks import end
+from app.telemetry import Metrics, get_logger
+from models.errors import HoldfastError
+from models.execution import IN_TURN
+from models.settings import DEFAULTS
+
+_TIDY_SECONDS = 5.0
+"""How often orphans are looked for of which no runner's death tells, and deadlines of commands are."""
+
+_FIRST_LOOK_SECONDS = 1.0
+_IN_TURN = sorted(state.value for state in IN_TURN)
+_TURN = {"version": 1, "settings.execution_timeout_seconds": 1}
+_SILENT = "its turn had no write for {seconds:g} s"
+_log = get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Report:
+    """What a reconciliation looked at and changed, or would change."""
+
+    examined: int = 0
+    changed: list[Reconciled] = field(default_factory=list)
+
+    def shown(self) -> dict[str, Any]:
+        """As callers see it."""
+        return {"examined": self.examined, "changed": [one.shown() for one in self.changed]}
+
+
+class Reconciler:
+    """Owned by the runtime: `start`, `healthy`, `stop`. `reconcile` may be called at any time beside."""
+
+    def __init__(
+        self,
+        mongo: Mongo,
+        roster: Roster,
+        orphans: Orphans,
+        commands: Commands,
+        settings: Settings,
+        metrics: Metrics,
+        clock: Clock,
+    ) -> None:
+        self._mongo = mongo
+        self._roster = roster
+        self._orphans = orphans
+        self._commands = commands
+        self._ttl = settings.runner_ttl_seconds
+        self._seconds = settings.call_seconds
+        self._metrics = metrics
+        self._clock = clock
+        self._runners: Sightings[str] = Sightings()
+        self._turns: Sightings[str] = Sightings()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin to watch, and to reconcile."""
+        loops = (
+            (self.watch_runners, LOOK_SECONDS),
+            (self._settle, LOOK_SECONDS),
+            (self._watch_turns, LOOK_SECONDS),
+            (self._tidy, _TIDY_SECONDS),
+        )
+        self._tasks = [asyncio.create_task(self._repeat(work, seconds)) for work, seconds in loops]
+
+    async def stop(self) -> None:
+        """End; what is under way is done by others."""
+        await end(*self._tasks)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether all of it is at work."""
+        return bool(self._tasks) and not any(task.done() for task in self._tasks)
+
+    async def reconcile(
+        self, tenant: str | None, *, dry_run: bool = False, told: Callable[[Report], None] = lambda _: None
+    ) -> Report:
+        """Look through every agent that a runner drives, or should, and free the orphans. Raises Unavailable."""
+        report = Report()
+        async for examined, orphans in self._orphans.look_through(tenant):
+            report.examined += examined
+            report.changed += (
+                [self._orphans.foreseen(*one) for one in orphans] if dry_run else await self._orphans.free_each(orphans)
+            )
+            told(report)
+        if not dry_run:
+            self._metrics.freed.inc(len(report.changed))
+        return report
+
+    async def watch_runners(self) -> None:
+        """Look once at every runner, and declare dead who was silent for too long. Raises Unavailable."""
+        asked = self._clock.monotonic()
+        pulses = await self._roster.pulses()
+        still = self._runners.look(pulses, asked=asked, answered=self._clock.monotonic())
+        beats = dict(pulses)
+        for runner, seconds in still.items():
+            if seconds >= self._ttl and await self._roster.expire(runner, *beats[runner]) is not None:
+                self._metrics.expired.inc()
+                _log.warning("runner declared dead", runner=runner, silent_seconds=round(seconds, 2))
+
+    async def _settle(self) -> None:
+        """Free what runners that are gone, or were registered anew, still hold."""
+        for runner in await self._roster.unsettled():
+            freed = await self._orphans.free(runner)
+            await self._commands.leave(runner)
+            self._metrics.freed.inc(len(freed))
+
+    async def _watch_turns(self) -> None:
+        """Look once at every turn of an agent without a pool, and break off those whose lease ended."""
+        asked = self._clock.monotonic()
+        turns = await self._open_turns()
+        things = [(turn["_id"], turn["version"]) for turn in turns]
+        still = self._turns.look(things, asked=asked, answered=self._clock.monotonic())
+        for turn in turns:
+            seconds = _lease_of(turn)
+            if still[turn["_id"]] >= seconds:
+                reason = _SILENT.format(seconds=seconds)
+                ended = await self._orphans.end_turn(turn["_id"], turn["version"], reason)
+                self._metrics.freed.inc(ended is not None)
+
+    async def _tidy(self) -> None:
+        """Free what no runner's death told of, and let commands die whose deadline passed."""
+        await self._commands.tidy()
+        before: dict[str, Any] = {}
+        async for _, orphans in self._orphans.look_through(None):
+            before |= {one["_id"]: (one, reason) for one, reason in orphans}
+        if not before:
+            return
+        await asyncio.sleep(_FIRST_LOOK_SECONDS)  # one that is just being prompted or claimed is none
+        self._metrics.freed.inc(len(await self._orphans.free_each(before.values())))
+
+    async def _open_turns(self) -> list[dict[str, Any]]:
+        query = {"state": {"$in": _IN_TURN}, "runner": None, "pool": None, "deleted_at": None}
+        with unavailable_when_failing(self._seconds):
+            # unscoped: replicas watch over the turns of all tenants
+            return await self._mongo.agents.find(query, _TURN).hint("in_turn").to_list()
+
+    async def _repeat(self, work: Callable[[], Coroutine[Any, Any, None]], seconds: float) -> None:
+        """Do it again and again, with so many seconds between."""
+        while True:
+            try:
+                await work()
+            except HoldfastError as error:
+                _log.debug("reconciliation waits for the database", code=error.code)
+            except Exception:  # noqa: BLE001 - the top of the loop: logged, and tried again
+                _log.exception("reconciliation failed")
+            await asyncio.sleep(seconds)
+
+
+def _lease_of(turn: Mapping[str, Any]) -> float:
+    seconds = turn.get("settings", {}).get("execution_timeout_seconds")
+    return float(DEFAULTS["execution_timeout_seconds"] if seconds is None else seconds)

@@ -1,0 +1,227 @@
+"""The roster: runners' and pools' documents. No other file writes them; none of them is ever an agent's.
+
+A heartbeat is one small write. A runner is declared dead only by compare-and-set on the beat that was seen, so one that
+beats meanwhile lives on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.errors import DuplicateKeyError
+
+from app.clock import Clock
+from app.mongo import Mongo, unavailable_when_failing
+from models.errors import Conflict, FencedOut, Forbidden, NotFound
+from models.ids import tenant_key
+from models.runner import PRESENT, PoolRecord, RunnerRecord, RunnerState
+from models.tenant import Right, Scope
+
+_PRESENT = [state.value for state in PRESENT]
+_PULSE = {"incarnation": 1, "beat": 1}
+
+
+class Roster:
+    """Who there is to drive agents. What fails raises Unavailable."""
+
+    def __init__(self, mongo: Mongo, clock: Clock, *, seconds: float) -> None:
+        self._mongo = mongo
+        self._clock = clock
+        self._seconds = seconds
+
+    async def register(self, scope: Scope, spec: Mapping[str, Any]) -> tuple[RunnerRecord, bool]:
+        """A live runner in its next incarnation; whether it is new. Raises Conflict for a live one of another key."""
+        name = spec.get("id") or self._clock.new_id()
+        key = _key(scope, name)
+        now = self._clock.now()
+        given = {"region": None, "metadata": {}, **{field: spec[field] for field in spec if field != "id"}}
+        own = {"owner": scope.owner, "key": scope.by, "state": RunnerState.LIVE.value}
+        fields = {**given, **own, "registered_at": now, "seen_at": now, "gone_at": None}
+        with unavailable_when_failing(self._seconds):
+            while True:
+                mine = {"$or": [{"state": {"$nin": _PRESENT}}, {"key": scope.by}]}
+                again = await self._changed({"_id": key, **mine}, {"$set": {**fields, "settled": False}, **_NEXT_LIFE})
+                if again is not None:
+                    return again, False
+                if await self._found(key) is not None:
+                    raise Conflict(f"A runner '{name}' lives, and another key registered it.")
+                first = {"_id": key, "tenant": scope.tenant, **fields, "incarnation": 1, "beat": 0, "claims": 0}
+                try:
+                    await self._mongo.runners.insert_one({**first, "settled": True})
+                except DuplicateKeyError:
+                    continue
+                return RunnerRecord.model_validate({**first, "settled": True}), True
+
+    async def get(self, scope: Scope, name: str) -> RunnerRecord:
+        """A runner of the scope, present or gone. Raises NotFound."""
+        with unavailable_when_failing(self._seconds):
+            found = await self._found(_key(scope, name))
+        if found is None or not scope.sees(found.tenant, found.owner):
+            raise NotFound(f"There is no runner '{name[:64]}'.")
+        return found
+
+    async def own(self, scope: Scope, name: str) -> RunnerRecord:
+        """A present runner that the caller may speak for. Raises NotFound, Forbidden; FencedOut when it is no more."""
+        return require_own(scope, await self.get(scope, name))
+
+    async def page(
+        self, scope: Scope, query: Mapping[str, Any], *, after: str | None, limit: int
+    ) -> list[RunnerRecord]:
+        """Runners of the scope, present and gone, in the order of their ids."""
+        wanted = scope.filter({**query, "_id": {"$gt": f"{scope.tenant}:{after or ''}", "$lt": f"{scope.tenant};"}})
+        with unavailable_when_failing(self._seconds):
+            found = await self._mongo.runners.find(wanted).sort("_id", 1).limit(limit).to_list()
+        return [RunnerRecord.model_validate(document) for document in found]
+
+    async def beat(self, scope: Scope, name: str, capacity: int | None) -> RunnerRecord:
+        """Take a heartbeat. Raises as `own` does."""
+        known = await self.own(scope, name) if scope.runner is None else None
+        incarnation = scope.incarnation if known is None else known.incarnation
+        if known is None:
+            _require_named(scope, name)
+        seen = {"seen_at": self._clock.now(), **({} if capacity is None else {"capacity": capacity})}
+        alive = {"_id": _key(scope, name), "incarnation": incarnation, "state": {"$in": _PRESENT}}
+        with unavailable_when_failing(self._seconds):
+            beaten = await self._changed(alive, {"$inc": {"beat": 1}, "$set": seen})
+        return beaten or await self.own(scope, name)
+
+    async def drain(self, scope: Scope, name: str) -> RunnerRecord:
+        """Let a runner drive what it has and claim nothing more. Raises as `own` does."""
+        runner = await self.own(scope, name)
+        with unavailable_when_failing(self._seconds):
+            drained = await self._changed(_of(runner), {"$set": {"state": RunnerState.DRAINING.value}})
+        return drained or await self.own(scope, name)
+
+    async def leave(self, scope: Scope, name: str) -> RunnerRecord:
+        """Take a runner off the roster. Raises as `own` does."""
+        runner = await self.own(scope, name)
+        with unavailable_when_failing(self._seconds):
+            left = await self._changed(_of(runner), self._end(RunnerState.LEFT))
+        return left or await self.own(scope, name)
+
+    async def expire(self, runner: str, incarnation: int, beat: int) -> RunnerRecord | None:
+        """Declare a silent runner dead, by its key, unless it has beaten since: then None."""
+        with unavailable_when_failing(self._seconds):
+            silent = {"_id": runner, "incarnation": incarnation, "beat": beat, "state": {"$in": _PRESENT}}
+            return await self._changed(silent, self._end(RunnerState.DEAD))
+
+    async def settled(self, runner: RunnerRecord) -> None:
+        """Note that no agent is held by the runner's past any more."""
+        with unavailable_when_failing(self._seconds):
+            # unscoped: the key begins with the tenant
+            await self._mongo.runners.update_one(
+                {"_id": runner.id, "incarnation": runner.incarnation, "state": runner.state.value},
+                {"$set": {"settled": True}},
+            )
+
+    async def pulses(self) -> list[tuple[str, tuple[int, int]]]:
+        """The key of every present runner of all tenants, and what moves with each heartbeat."""
+        with unavailable_when_failing(self._seconds):
+            # unscoped: replicas watch over the runners of all tenants
+            found = await self._mongo.runners.find({"state": {"$in": _PRESENT}}, _PULSE).to_list()
+        return [(document["_id"], (document["incarnation"], document["beat"])) for document in found]
+
+    async def unsettled(self) -> list[RunnerRecord]:
+        """Runners of all tenants whose past may still hold agents."""
+        with unavailable_when_failing(self._seconds):
+            # unscoped: as above
+            found = await self._mongo.runners.find({"settled": False}).limit(_AT_ONCE).to_list()
+        return [RunnerRecord.model_validate(document) for document in found]
+
+    async def present(self, tenant: str, pool: str | None = None) -> list[RunnerRecord]:
+        """The present runners of a tenant, of one pool or of all."""
+        query = {"tenant": tenant, "state": {"$in": _PRESENT}, **({} if pool is None else {"pool": pool})}
+        with unavailable_when_failing(self._seconds):
+            # unscoped: by the tenant
+            found = await self._mongo.runners.find(query).to_list()
+        return [RunnerRecord.model_validate(document) for document in found]
+
+    async def incarnations(self, keys: Collection[str]) -> dict[str, int]:
+        """The incarnation of each of these runners, by key, as far as they are present."""
+        with unavailable_when_failing(self._seconds):
+            # unscoped: the keys begin with the tenant
+            found = self._mongo.runners.find({"_id": {"$in": list(keys)}, "state": {"$in": _PRESENT}}, _PULSE)
+            return {document["_id"]: document["incarnation"] async for document in found}
+
+    async def take_slot(self, runner: RunnerRecord, session: AsyncClientSession) -> None:
+        """In the transaction of a claim: see to it that the runner may claim one agent more.
+
+        Every claim writes the runner's document, so two of one runner never pass each other, and what is counted is
+        exact. Raises FencedOut when it is no more, Conflict when it drains or is full; PyMongoError.
+        """
+        # unscoped: the key begins with the tenant
+        found = await self._mongo.runners.find_one_and_update(
+            _of(runner), {"$inc": {"claims": 1}}, projection={"state": 1, "capacity": 1}, session=session
+        )
+        if found is None:
+            raise _gone(runner.name, runner.incarnation, runner.incarnation)
+        if found["state"] != RunnerState.LIVE:
+            raise Conflict(f"The runner '{runner.name}' drains: it claims nothing more.")
+        held = {"tenant": runner.tenant, "runner": runner.name}
+        # unscoped: by the tenant
+        count = await self._mongo.agents.count_documents(held, session=session, hint="by_runner")
+        if count >= found["capacity"]:
+            raise Conflict(f"The runner '{runner.name}' drives {count} agents, as many as it can.")
+
+    async def pool(self, tenant: str, name: str) -> PoolRecord:
+        """What was decided for a pool; the defaults where nothing was."""
+        key = f"{tenant}:{name}"
+        with unavailable_when_failing(self._seconds):
+            # unscoped: the key begins with the tenant
+            found = await self._mongo.pools.find_one({"_id": key})
+        return PoolRecord.model_validate(found or {"_id": key, "tenant": tenant})
+
+    async def set_pool(self, tenant: str, name: str, decided: Mapping[str, Any]) -> PoolRecord:
+        """Decide something for a pool; what is left out stays."""
+        key = f"{tenant}:{name}"
+        with unavailable_when_failing(self._seconds):
+            # unscoped: the key begins with the tenant
+            await self._mongo.pools.update_one({"_id": key}, {"$set": {"tenant": tenant, **decided}}, upsert=True)
+        return await self.pool(tenant, name)
+
+    def _end(self, state: RunnerState) -> dict[str, Any]:
+        return {"$set": {"state": state.value, "gone_at": self._clock.now(), "settled": False}}
+
+    async def _found(self, key: str) -> RunnerRecord | None:
+        # unscoped: the key begins with the tenant
+        found = await self._mongo.runners.find_one({"_id": key})
+        return None if found is None else RunnerRecord.model_validate(found)
+
+    async def _changed(self, guard: Mapping[str, Any], update: Mapping[str, Any]) -> RunnerRecord | None:
+        # unscoped: guards name the key, which begins with the tenant
+        found = await self._mongo.runners.find_one_and_update(guard, update, return_document=True)
+        return None if found is None else RunnerRecord.model_validate(found)
+
+
+def require_own(scope: Scope, runner: RunnerRecord) -> RunnerRecord:
+    """The runner, if it is present and the caller may speak for it. Raises Forbidden, FencedOut."""
+    _require_named(scope, runner.name)
+    if scope.runner is None and scope.by != runner.key and Right.ADMIN not in scope.rights:
+        raise Forbidden(f"The runner '{runner.name}' was registered with another key.")
+    stale = scope.incarnation not in (None, runner.incarnation)
+    if stale or not runner.present:
+        raise _gone(runner.name, scope.incarnation or runner.incarnation, runner.incarnation)
+    return runner
+
+
+def _require_named(scope: Scope, name: str) -> None:
+    if scope.runner not in (None, name):
+        raise Forbidden(f"This token is the runner '{scope.runner}' only.")
+
+
+def _key(scope: Scope, name: str) -> str:
+    return tenant_key(scope.tenant, name, "runner")
+
+
+def _gone(name: str, incarnation: int, actual: int) -> FencedOut:
+    return FencedOut(incarnation, actual, f"The runner '{name}' is gone, or was registered anew: register again.")
+
+
+def _of(runner: RunnerRecord) -> dict[str, Any]:
+    return {"_id": runner.id, "incarnation": runner.incarnation, "state": {"$in": _PRESENT}}
+
+
+_NEXT_LIFE = {"$inc": {"incarnation": 1, "beat": 1}}
+_AT_ONCE = 100
