@@ -36,6 +36,8 @@ class Bell:
 
     def __init__(self) -> None:
         self._waiters: dict[str, set[Waiter]] = {}
+        self.stopped = False
+        """Whether the replica ends, and nobody is to wait any more."""
 
     @contextmanager
     def listening(self, topic: str) -> Iterator[Waiter]:
@@ -54,6 +56,12 @@ class Bell:
         """Wake everyone who waits on the topic."""
         for waiter in self._waiters.get(topic, ()):
             waiter.ring()
+
+    def stop(self) -> None:
+        """Wake everyone, for good."""
+        self.stopped = True
+        for topic in list(self._waiters):
+            self.ring(topic)
 
 
 def pool_topic(tenant: str, pool: str) -> str:

@@ -103,6 +103,15 @@ class Runners:
             await self._settle(runner)
         return runner, token, new
 
+    @property
+    def ending(self) -> bool:
+        """Whether the replica ends, and nobody is to wait any more."""
+        return self._bell.stopped
+
+    async def own(self, scope: Scope, name: str) -> RunnerRecord:
+        """A present runner that the caller may speak for."""
+        return await self._roster.own(scope, name)
+
     async def get(self, scope: Scope, name: str) -> tuple[RunnerRecord, int]:
         """A runner, present or gone, and how many agents it drives."""
         runner = await self._roster.get(scope, name)
@@ -116,7 +125,7 @@ class Runners:
         loads = await self._loads(scope.tenant, found)
         return [(runner, loads[runner.name]) for runner in found]
 
-    async def heartbeat(self, scope: Scope, name: str, *, driven: Sequence[str] | None, capacity: int | None) -> Beaten:
+    async def heartbeat(self, scope: Scope, name: str, driven: Sequence[str] | None, capacity: int | None) -> Beaten:
         """Say that the runner lives; what it drives by its agents' documents, and what it wrongly believes to drive."""
         runner = await self._roster.beat(scope, name, capacity)
         agents, waiting = await asyncio.gather(self._driven(runner), self._commands.waiting(runner))
@@ -213,7 +222,7 @@ class Runners:
     async def _goes_on(self, heard: Waiter, until: float) -> bool:
         """Wait for a ring, or a little; False when the time is over."""
         left = until - self._clock.monotonic()
-        if left <= 0:
+        if left <= 0 or self.ending:
             return False
         await heard.wait(min(left, _POLL_SECONDS))
         return True

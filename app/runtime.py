@@ -13,7 +13,7 @@ from litestar.types import ASGIApp
 
 from app.agents import Agents
 from app.api import create_app
-from app.api.application import Parts
+from app.api.parts import Parts
 from app.api.shown import Showcase
 from app.bell import Bell
 from app.blobs import Blobs
@@ -90,7 +90,7 @@ class Runtime:
         self.drafts = Drafts(settings, clock)
         self.agents = Agents(self.store, self.reads, self.segments, vault, self.drafts, settings, clock)
         self.execution = Execution(self.store, self.drafts, settings, clock)
-        bell = Bell()
+        self.bell = bell = Bell()
         self.roster = Roster(self.mongo, clock, seconds=seconds)
         self.orphans = Orphans(self.mongo, self.store, self.roster, bell, clock, seconds=seconds)
         self.commands = Commands(
@@ -124,7 +124,7 @@ class Runtime:
 
     async def stop(self) -> None:
         """End the feeds, settle what was sent, write it into the log, then let go of the database."""
-        self.feed.stop()
+        self.hang_up()
         await end(*self._collecting)
         await self.reconciler.stop()
         await self.store.stop()
@@ -132,6 +132,11 @@ class Runtime:
         await self.mongo.client.close()
         await asyncio.to_thread(self.tracing.stop)
         _log.info("replica stopped")
+
+    def hang_up(self) -> None:
+        """End what would go on by itself: feeds, and calls that wait for something to do."""
+        self.feed.stop()
+        self.bell.stop()
 
     async def healthy(self) -> bool:
         """Whether the change stream lives, reconciliation is at work, and a writable primary answers now."""

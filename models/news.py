@@ -11,6 +11,7 @@ from models.change import AGENT, BRANCHES, CLEARED, DELETED, HEAD, RESULTS, RUNN
 from models.change import WORKSPACE as WORKSPACE_KIND
 from models.entry import each_version, steps_of
 from models.event import Event
+from models.execution import State, activity_of, status_of
 from models.ids import RESERVED, ROOT, WORKSPACE, plain_name
 from models.listing import Window, page_of
 from models.packing import bytes_apart
@@ -156,9 +157,10 @@ def _profile(event: Event, version: int) -> Told:
 
 
 def _state(event: Event, version: int) -> Told:
-    moved = {name: event.sets[name] for name in ("state", "status", "activity")}
+    state = State(event.sets["state"])  # what stays as it was, as the status may, is not in the database's event
+    derived = {"state": state.value, "status": status_of(state), "activity": activity_of(state)}
     fence = {"fence": event.sets["fence"]} if "fence" in event.sets else {}
-    return "state", {"version": version, **moved, "trigger": event.envelope.get("trigger"), **fence}
+    return "state", {"version": version, **derived, "trigger": event.envelope.get("trigger"), **fence}
 
 
 def _runner(event: Event, version: int) -> Told:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
 
 from litestar import Litestar
 from litestar.datastructures import State
@@ -14,7 +13,6 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 from litestar.types import ASGIApp
 
-from app.agents import Agents
 from app.api import operations, problems
 from app.api.agents import AgentRoutes
 from app.api.call import DEPENDENCIES
@@ -22,42 +20,12 @@ from app.api.edge import Edge
 from app.api.execution import ExecutionRoutes
 from app.api.feeds import FeedRoutes
 from app.api.hot import HotRead
+from app.api.parts import Parts
 from app.api.runners import CommandRoutes, PoolRoutes, RunnerRoutes, reconcile
 from app.api.security import Doorkeeper, require_right
-from app.api.shown import Showcase
+from app.api.sockets import Sockets
 from app.api.steps import StepRoutes
-from app.cache import Cache
-from app.commands import Commands
-from app.config import Settings
-from app.execution import Execution
-from app.filling import Filling
-from app.reconciler import Reconciler
-from app.runners import Runners
-from app.streams import Streams
-from app.telemetry import Metrics
-from app.tenancy import Keys
-from app.tracing import Tracing
 from models.errors import HoldfastError
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What the routes need, ready when `lifespan` has been entered."""
-
-    settings: Settings
-    agents: Agents
-    execution: Execution
-    runners: Runners
-    commands: Commands
-    reconciler: Reconciler
-    streams: Streams
-    cache: Cache
-    filling: Filling
-    showcase: Showcase
-    keyring: Keys
-    metrics: Metrics
-    tracing: Tracing
-    healthy: Callable[[], Awaitable[bool]]
 
 
 def create_app(parts: Parts, start: Callable[[], Awaitable[None]], stop: Callable[[], Awaitable[None]]) -> ASGIApp:
@@ -72,7 +40,8 @@ def create_app(parts: Parts, start: Callable[[], Awaitable[None]], stop: Callabl
             await stop()
 
     doorkeeper = Doorkeeper(parts.settings)
-    app = Edge(create_litestar(parts, lifespan), doorkeeper, parts.metrics, parts.tracing)
+    sockets = Sockets(create_litestar(parts, lifespan), parts, doorkeeper)
+    app = Edge(sockets, doorkeeper, parts.metrics, parts.tracing)
     return HotRead(app, parts.cache, parts.showcase, parts.keyring, doorkeeper, parts.metrics, parts.tracing)
 
 

@@ -147,7 +147,7 @@ class WriteCall:
         """By what the request is known again, if it is to be; `encode` makes the answer that is given again."""
         if self.idempotency_key is None:
             return None
-        record = idempotency_id(self.caller, self.request, self.idempotency_key)
+        record = idempotency_id(self.caller, self.request.method, self.request.url.path, self.idempotency_key)
         return Once(record, await request_digest(self.request), encode)
 
 

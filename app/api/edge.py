@@ -60,7 +60,7 @@ class Edge:
 
     async def _serve(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
         headers = Headers.from_scope(scope)
-        echoed = _echoed(headers)
+        echoed = echoed_headers(headers)
         method = scope["method"]
         if method == "HEAD":  # of a copy: the server looks at its own, to leave the body out
             scope = {**scope, "method": HttpMethod.GET}
@@ -140,7 +140,8 @@ def given_id(sent: str) -> str | None:
     return sent if _REQUEST_ID.match(sent) else None
 
 
-def _echoed(headers: Headers) -> dict[str, str]:
+def echoed_headers(headers: Headers) -> dict[str, str]:
+    """What every answer carries: the request's id, made where none was given, and its trace."""
     own_id = given_id(headers.get("x-request-id", "")) or next(NEW_IDS).decode()
     echoed = {"X-Request-ID": own_id, "X-Content-Type-Options": "nosniff"}
     trace = valid_traceparent(headers.get("traceparent"))

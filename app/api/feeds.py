@@ -44,7 +44,8 @@ def _allowed(keys: Keys, scope: Scope) -> Callable[[], Awaitable[bool]]:
     return partial(keys.still_allows, scope)
 
 
-def _since(last_event_id: str | None) -> int | None:
+def since_of(last_event_id: str | None) -> int | None:
+    """The version that a reader of an agent's feed has. Raises InvalidRequest."""
     if not last_event_id:
         return None
     if not _VERSION.match(last_event_id):
@@ -82,7 +83,7 @@ class FeedRoutes(Controller):
         after: Annotated[str | None, QueryParameter(name="last_event_id", description="As the header.")] = None,
         ticket: TicketParameter = None,  # noqa: ARG002 - read by the guard
     ) -> EventStream:
-        since = _since(last_event_id or after)
+        since = since_of(last_event_id or after)
         stream = await streams.of_agent(caller, agent_id, since=since, beat_seconds=HEARTBEAT_SECONDS)
         return EventStream(stream, news_frame, _allowed(keyring, caller))
 

@@ -60,20 +60,21 @@ def matches(if_none_match: str | None, tag: str) -> bool:
     return tag in sent or "*" in sent
 
 
-def idempotency_id(scope: Scope, request: Request[Any, Any, Any], key: str) -> str:
+def idempotency_id(scope: Scope, method: str, path: str, key: str) -> str:
     """The id of the record for this key: of one tenant, owner, method and path. Raises InvalidRequest."""
     if not _IDEMPOTENCY_KEY.match(key):
         raise InvalidRequest("Idempotency-Key must be 1 to 255 visible ASCII characters.")
     owner = "" if scope.owner is None else f"owner:{scope.owner}"
-    return _digest(scope.tenant, owner, request.method, request.url.path, key)
+    return digest_of(scope.tenant, owner, method, path, key)
 
 
 async def request_digest(request: Request[Any, Any, Any]) -> str:
     """What tells one request from another under the same key: its query and body."""
-    return _digest(request.scope["query_string"].decode("latin-1"), (await request.body()).hex())
+    return digest_of(request.scope["query_string"].decode("latin-1"), (await request.body()).hex())
 
 
-def _digest(*parts: str) -> str:
+def digest_of(*parts: str) -> str:
+    """A digest that tells these parts from any others."""
     digest = hashlib.sha256()
     for part in parts:
         encoded = part.encode()

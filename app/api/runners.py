@@ -28,7 +28,7 @@ from app.api.routes import DECIDE, LIST, POLL, RUNNER, gone
 from app.commands import Commands
 from app.config import Settings
 from app.reconciler import Reconciler
-from app.runners import Runners
+from app.runners import Beaten, Runners
 from models.runner import PoolRecord, RunnerRecord, RunnerState
 
 RunnerId = FromPath[str]
@@ -53,6 +53,12 @@ def shown_runner(runner: RunnerRecord, load: int, settings: Settings) -> dict[st
         "heartbeat_seconds": settings.heartbeat_seconds,
         "ttl_seconds": settings.runner_ttl_seconds,
     }
+
+
+def shown_beat(beaten: Beaten) -> dict[str, Any]:
+    """What a heartbeat answers."""
+    told = {"agents": beaten.agents, "lost": beaten.lost, "commands_waiting": beaten.commands_waiting}
+    return {**told, "draining": beaten.runner.state == RunnerState.DRAINING}
 
 
 def _shown_pool(pool: PoolRecord) -> dict[str, Any]:
@@ -101,15 +107,7 @@ class RunnerRoutes(Controller):
         self, runner_id: RunnerId, caller: Caller, runners: Fleet, data: JSONBody[HeartbeatBody | None] = None
     ) -> Answer[shapes.Beaten]:
         body = data or HeartbeatBody()
-        beaten = await runners.heartbeat(caller, runner_id, driven=body.agents, capacity=body.capacity)
-        return _answer(
-            {
-                "agents": beaten.agents,
-                "lost": beaten.lost,
-                "commands_waiting": beaten.commands_waiting,
-                "draining": beaten.runner.state == RunnerState.DRAINING,
-            }
-        )
+        return _answer(shown_beat(await runners.heartbeat(caller, runner_id, body.agents, body.capacity)))
 
     @post("/{runner_id:str}/claim", **RUNNER, status_code=200, summary="Claim agents that wait for a runner")
     async def claim(

@@ -21,8 +21,10 @@ _HOSTS_REMEMBERED = 100
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
-async def authenticate(headers: Mapping[str, str], keyring: Keys) -> Scope:
-    """The scope of the caller. Raises Unauthenticated; Unavailable when the database does not answer."""
+async def authenticate(headers: Mapping[str, str], keyring: Keys, ticket: str | None = None) -> Scope:
+    """The scope of the caller, by key or by ticket. Raises Unauthenticated; Unavailable without a database."""
+    if ticket is not None:
+        return await keyring.redeem_ticket(ticket)
     sent = headers.get("authorization")
     return await keyring.authenticate(None if sent is None else token_of(sent))
 
@@ -42,10 +44,14 @@ async def require_right(connection: ASGIConnection[Any, Any, Any, Any], handler:
         return
     keyring: Keys = connection.app.state.keyring
     ticket = connection.query_params.get("ticket") if handler.opt.get("ticket") else None
-    scope = await (authenticate(connection.headers, keyring) if ticket is None else keyring.redeem_ticket(ticket))
+    connection.state["caller"] = require_any(wanted, await authenticate(connection.headers, keyring, ticket))
+
+
+def require_any(wanted: frozenset[Right], scope: Scope) -> Scope:
+    """The scope itself, if it has one of the rights. Raises Forbidden."""
     if not wanted & scope.rights:
         raise Forbidden(f"This needs a key with the right {' or '.join(sorted(wanted))}.")
-    connection.state["caller"] = scope
+    return scope
 
 
 class Doorkeeper:

@@ -103,6 +103,8 @@ class _Server(uvicorn.Server):
             server_header=False,
             timeout_keep_alive=75,
             timeout_graceful_shutdown=int(settings.shutdown_seconds),
+            ws="websockets-sansio",
+            ws_max_size=2 * settings.body_limit_bytes,  # a little over the limit is answered, not cut off
         )
         super().__init__(config)
 
@@ -120,7 +122,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if self._runtime is not None:
-            self._runtime.feed.stop()
+            self._runtime.hang_up()
         await super().shutdown(sockets)
 
 

@@ -74,8 +74,9 @@ async def test_sample_is_accepted_from_its_own_tenant(cast: Cast, route: Route) 
     for right in SAMPLES[route].rights:
         agent = await prepared(cast.api, **cast.keys["mine"])
         assert (await send(cast.api, route, agent.id, headers=cast.keys[right])).is_success
-    agent = await prepared(cast.api, **cast.keys["ann"])
-    assert (await send(cast.api, route, agent.id, headers=cast.keys["ann"])).is_success
+    if {"read", "write"} & set(SAMPLES[route].rights) and "{runner_id}" not in route[1]:
+        agent = await prepared(cast.api, **cast.keys["ann"])
+        assert (await send(cast.api, route, agent.id, headers=cast.keys["ann"])).is_success
 
 
 def shown(answer: httpx.Response, agent: str) -> tuple[int, str, dict[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 from urllib.parse import quote
 
@@ -15,7 +15,7 @@ from bson.raw_bson import RawBSONDocument
 from pymongo import MongoClient
 
 from app.config import Settings
-from tests.api.driver import Api, Handle, problem_of
+from tests.api.driver import Api, Handle, problem_of, serving
 from tests.contract.samples import NOTHING, SAMPLES, Route, name_of, path_of, prepared
 
 BY_ITSELF = {"beats", "changes"}
@@ -68,8 +68,9 @@ WRONG_SHAPES: list[Any] = [
     {"__proto__": 1},
 ]
 WRONG_SHAPES += [{"unknown": 1}, {"$gt": ""}]
-LEGAL_SHAPES = {"/v1/agents/{agent_id}/fork": [None]}
-"""`fork` takes no body at all, and null says the same."""
+LEGAL_SHAPES = {"/v1/agents/{agent_id}/fork": [None], "/v1/runners/{runner_id}/heartbeat": [None]}
+LEGAL_SHAPES |= {f"/v1/commands/{{command_id}}/{verb}": [None] for verb in ("complete", "fail")}
+"""These take no body at all, and null says the same; but nothing is written, for the runner is a stranger."""
 
 TEXT, NUMBER, FLAG, OBJECT, LIST = "text", 7, True, {"a": 1}, [1]
 FIELDS: dict[str, dict[str, list[Any]]] = {
@@ -146,6 +147,56 @@ FIELDS: dict[str, dict[str, list[Any]]] = {
     "/v1/agents/{agent_id}/branches/{name}": {"step_id": [None, NUMBER, OPERATOR, "", "$a", "nowhere"]},
     "/v1/agents/{agent_id}/revert": {"turn_id": [None, NUMBER, OPERATOR, "", "$a", "nowhere"]},
     "/v1/agents/{agent_id}/results/{key}": {"step_id": [NUMBER, OPERATOR, "", "$a", "nowhere"]},
+    "/v1/agents/{agent_id}/transitions": {
+        "to": [None, NUMBER, "nowhere", "PENDING", OPERATOR],
+        "trigger": [None, FLAG, "magic", OPERATOR],
+        "reason": [NUMBER, OPERATOR, "x" * 1025],
+    },
+    "/v1/agents/{agent_id}/turns": {
+        "content": [None, NUMBER, LIST, OPERATOR],
+        "role": [None, "king", OPERATOR],
+        "id": [NUMBER, OPERATOR, "", "$a", "root", "a"],
+        "parent_id": ["nowhere", OPERATOR],
+        "tool_calls": [OBJECT, [TEXT]],
+        "steps": [LIST],
+    },
+    "/v1/agents/{agent_id}/turns/{turn_id}/finish": {
+        "outcome": [None, "won", OPERATOR],
+        "error": [NUMBER, OPERATOR],
+        "steps": [None, [], OBJECT, [OPERATOR]],
+    },
+    "/v1/agents/{agent_id}/resource": {"resource_id": [NUMBER, OPERATOR, "x" * 1025]},
+    "/v1/agents/{agent_id}/commands": {
+        "action": [None, NUMBER, "dance", OPERATOR],
+        "deadline_seconds": [0, -1, "1", FLAG, OPERATOR],
+    },
+    "/v1/runners": {
+        "id": [NUMBER, OPERATOR, "", "a b", "root:x"],
+        "pool": [None, NUMBER, "", OPERATOR],
+        "platform": [None, "moon", OPERATOR],
+        "region": [NUMBER, "", OPERATOR],
+        "capacity": [None, 0, -1, "2", 1.5, FLAG, 10**9, OPERATOR],
+        "metadata": [None, LIST, TEXT],
+    },
+    "/v1/runners/{runner_id}/heartbeat": {
+        "agents": [TEXT, [NUMBER], ["a b"], [OPERATOR], OBJECT],
+        "capacity": [-1, "2", 1.5, FLAG, OPERATOR],
+    },
+    "/v1/runners/{runner_id}/claim": {
+        "max": [None, 0, -1, "1", FLAG, 10**9, OPERATOR],
+        "wait_seconds": [None, -1, 61, "1", FLAG, OPERATOR],
+    },
+    "/v1/runners/{runner_id}/release": {
+        "agent": [None, NUMBER, OPERATOR, "$a", "nobody"],
+        "hand_off": [NUMBER, OPERATOR, "a b"],
+    },
+    "/v1/commands/{command_id}/complete": {"unknown": [1]},
+    "/v1/commands/{command_id}/fail": {"error": [NUMBER, OPERATOR, LIST]},
+    "/v1/pools/{pool}": {
+        "restart": [None, "always", OPERATOR],
+        "attempts": [None, 0, "1", FLAG, OPERATOR],
+        "backoff_seconds": [None, -1, "1", FLAG, OPERATOR],
+    },
 }
 """Wrong values for each documented field, laid over the route's good body."""
 
@@ -198,8 +249,11 @@ QUERIES: dict[Route, list[str]] = {
     ],
     ("POST", "/v1/agents/{agent_id}/steps"): ["advance_head=x", "advance_head=", "advance_head=%ff", "advance_head=2"],
 }
-KEYED = {route for route in SAMPLES if route[0] == "POST"} - {("POST", "/v1/tickets")}
-"""Routes that take an Idempotency-Key: those that write an agent."""
+KEYED = {route for route in SAMPLES if route[0] == "POST" and route[1].startswith("/v1/agents")}
+"""Routes that take an Idempotency-Key: those that write an agent, or ask for something to be done with it."""
+
+STRANGERS = [route for route in sorted(SAMPLES) if "{runner_id}" in route[1] or "{command_id}" in route[1]]
+"""Routes of what is not there: whatever is sent to them is refused."""
 
 LEADS_ELSEWHERE = ("%2F",)
 """Legitimate: an encoded slash is a slash, so that this is the path of the list."""
@@ -221,15 +275,28 @@ PATHS = [
 ]
 
 
+@pytest.fixture(scope="session")
+def own_settings(open_settings: Settings, new_database: Callable[[], str]) -> Settings:
+    """A database of this file's own, so that nothing of others is reconciled in it meanwhile."""
+    return open_settings.model_copy(update={"mongodb_database": new_database()})
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def api(own_settings: Settings, mongo_uri: str) -> AsyncIterator[Api]:
+    """A caller of a replica over it."""
+    async with serving(own_settings, mongo_uri) as caller:
+        yield caller
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def agent(api: Api) -> Handle:
     return await prepared(api)
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_written(agent: Handle, mongo: MongoClient[dict[str, Any]], open_settings: Settings) -> Iterator[None]:
+def nothing_is_written(agent: Handle, mongo: MongoClient[dict[str, Any]], own_settings: Settings) -> Iterator[None]:
     """Every collection is the same to the byte afterwards, but for those that the service writes by itself."""
-    database = mongo[open_settings.mongodb_database]
+    database = mongo[own_settings.mongodb_database]
     raw = CodecOptions(document_class=RawBSONDocument)
 
     def stored() -> dict[str, list[bytes]]:

@@ -167,14 +167,14 @@ def test_fork_is_the_path_alone(chain: list[Move], at: str) -> None:
 
 
 def test_deletion_and_creation_continue_version_and_fence() -> None:
-    """A tombstone has no content, and what comes after it starts from its numbers."""
+    """A tombstone has no content, what comes after it starts from its numbers, and who drove it before is out."""
     record = started().model_copy(update={"fence": 7, "version": 5})
     gone = delete(record, STAMP)
     assert not gone.record.exists
     document = applied(record.document(), fold([gone]))
     assert "steps" not in document
     again = create(AgentRecord.of(document), AgentRecord(id="t:a", tenant="t"), STAMP)
-    assert (again.record.version, again.record.fence) == (7, 7)
+    assert (again.record.version, again.record.fence) == (7, 8)
     assert applied(document, fold([again])) == again.record.document()
 
 
