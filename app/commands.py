@@ -16,7 +16,7 @@ from pymongo.errors import DuplicateKeyError, PyMongoError
 from app.bell import Bell, pool_topic
 from app.clock import Clock
 from app.idempotency import Idempotency
-from app.lanes import Once
+from app.lanes import Once, Terms
 from app.mongo import Mongo, unavailable_when_failing
 from app.reads import Freshness, Reads
 from app.roster import Roster, require_own
@@ -70,21 +70,21 @@ class Commands:
         self._kept = kept
         self._idempotency = Idempotency(mongo, clock)
 
-    async def create(
-        self, scope: Scope, agent: str, spec: Mapping[str, Any], once: Once | None
-    ) -> CommandRecord | Reply:
+    async def create(self, scope: Scope, agent: str, spec: Mapping[str, Any], terms: Terms) -> CommandRecord | Reply:
         """A new command, for the agent's runner or any of its pool; or the answer that was given before.
 
-        Raises NotFound, IdempotencyMismatch, TooLarge.
+        Raises NotFound, IdempotencyMismatch, TooLarge, and what the guard does.
 
         `terminate` of an agent whose runner is gone is carried out at once; `start` and `wake` let one that stopped or
         sleeps be claimed again.
         """
         record = (await self._reads.agent(scope, agent, Freshness(strong=True))).record
+        once = terms.once
         while True:
             replay = None if once is None else await self._replayed(once, scope)
             if replay is not None:
                 return replay
+            terms.guard_of(scope).check(record)
             command = await self._drawn_up(scope, record, spec)
             if once is None or await self._inserted_once(command, once):
                 break
@@ -154,22 +154,7 @@ class Commands:
 
         What it was sent goes to others; what it acknowledged is failed; what is to end an agent is carried out.
         """
-        mine: dict[str, Any] = {"tenant": runner.tenant, "runner": runner.name}
-        if runner.present:
-            mine["incarnation"] = {"$lt": runner.incarnation}
-        reason = f"The runner '{runner.name}' was gone before it said that it was done."
-        lost = {"status": CommandStatus.FAILED.value, "error": reason, **self._finished()}
-        with unavailable_when_failing(self._seconds):
-            # unscoped: by the tenant
-            terminates = await self._mongo.commands.find(
-                {**mine, "status": {"$in": _UNFINISHED}, "action": Action.TERMINATE.value}
-            ).to_list(_PAGE)
-            # unscoped: as above
-            await self._mongo.commands.update_many({**mine, "status": {"$in": _WAITING}}, _UNSENT)
-            # unscoped: as above
-            await self._mongo.commands.update_many({**mine, "status": CommandStatus.ACKED.value}, {"$set": lost})
-        for found in terminates:
-            await self._terminate(CommandRecord.model_validate(found))
+        await self._let_go(runner.tenant, runner.name, runner.incarnation if runner.present else None)
         self._bell.ring(pool_topic(runner.tenant, runner.pool))
 
     async def follow(self, tenant: str, agents: Sequence[str], runner: str | None) -> None:
@@ -182,12 +167,46 @@ class Commands:
     async def tidy(self) -> None:
         """Let no command wait for ever: one whose deadline passed fails, and what ends an agent needs no runner."""
         await self._bury()
+        holders = await self._holders()
+        present = await self._roster.incarnations(holders)
+        for holder in holders - present.keys():
+            tenant, _, runner = holder.partition(":")
+            await self._let_go(tenant, runner, None)
         stranded = {"status": {"$in": _WAITING}, "action": Action.TERMINATE.value, "runner": None}
         with unavailable_when_failing(self._seconds):
             # unscoped: of all tenants, on behalf of nobody
             found = await self._mongo.commands.find(stranded).to_list(_BATCH)
         for document in found:
             await self._terminate(CommandRecord.model_validate(document))
+
+    async def _holders(self) -> set[str]:
+        """The key of every runner, of any tenant, that has a command in hand or is to get one."""
+        held = {"status": {"$in": _UNFINISHED}, "runner": {"$ne": None}}
+        group = {"$group": {"_id": {"tenant": "$tenant", "runner": "$runner"}}}
+        with unavailable_when_failing(self._seconds):
+            # unscoped: of all tenants, on behalf of nobody
+            found = await self._mongo.commands.aggregate([{"$match": held}, group])
+            return {f"{one['_id']['tenant']}:{one['_id']['runner']}" async for one in found}
+
+    async def _let_go(self, tenant: str, runner: str, since: int | None) -> None:
+        """Take its commands from a runner; from incarnations before this one, or from all."""
+        mine: dict[str, Any] = {"tenant": tenant, "runner": runner}
+        if since is not None:
+            mine["incarnation"] = {"$lt": since}
+        ends = {**mine, "status": {"$in": _UNFINISHED}, "action": Action.TERMINATE.value}
+        reason = f"The runner '{runner}' was gone before it said that it was done."
+        lost = {"status": CommandStatus.FAILED.value, "error": reason, **self._finished()}
+        with unavailable_when_failing(self._seconds):
+            # unscoped: by the tenant
+            terminates = await self._mongo.commands.find(ends).to_list(_PAGE)
+            # unscoped: as above
+            await self._mongo.commands.update_many(ends, _UNSENT)
+            # unscoped: as above
+            await self._mongo.commands.update_many({**mine, "status": {"$in": _WAITING}}, _UNSENT)
+            # unscoped: as above
+            await self._mongo.commands.update_many({**mine, "status": CommandStatus.ACKED.value}, {"$set": lost})
+        for found in terminates:
+            await self._terminate(CommandRecord.model_validate(found))
 
     async def _bury(self) -> None:
         late = {"status": {"$in": _UNFINISHED}, "deadline_at": {"$lte": self._clock.now()}}
@@ -199,6 +218,7 @@ class Commands:
     async def _drawn_up(self, scope: Scope, record: AgentRecord, spec: Mapping[str, Any]) -> CommandRecord:
         now = self._clock.now()
         seconds = spec.get("deadline_seconds")
+        lives = await self._is_driven(record)
         return CommandRecord(
             id=f"{scope.tenant}:{self._clock.new_id()}",
             tenant=scope.tenant,
@@ -208,7 +228,7 @@ class Commands:
             pool=record.pool,
             action=spec["action"],
             payload=spec.get("payload"),
-            runner=record.runner,
+            runner=record.runner if lives else None,
             by=scope.by,
             created_at=now,
             deadline_at=now + (self._kept if seconds is None else timedelta(seconds=seconds)),
@@ -243,16 +263,21 @@ class Commands:
     async def _terminate(self, command: CommandRecord) -> None:
         """Stop the agent, if no live runner is there to do it; what its platform still holds is left to the pool."""
         record = await self._agent_of(command)
-        if record is not None and record.runner is not None:
-            present = await self._roster.incarnations([f"{command.tenant}:{record.runner}"])
-            if present.get(f"{command.tenant}:{record.runner}") == record.incarnation:
-                return
+        if record is not None and await self._is_driven(record):
+            return
         if record is not None:
             await self._stop(command)
             if record.resource_id is not None and record.pool is not None:
                 return
         done = {"status": CommandStatus.COMPLETED.value, "runner": None, **self._finished()}
         await self._moved(command, _UNFINISHED, done)
+
+    async def _is_driven(self, record: AgentRecord) -> bool:
+        """Whether a present runner drives the agent."""
+        if record.runner is None:
+            return False
+        key = f"{record.tenant}:{record.runner}"
+        return (await self._roster.incarnations([key])).get(key) == record.incarnation
 
     async def _done_to_agent(self, command: CommandRecord) -> None:
         if command.action is Action.TERMINATE:

@@ -18,7 +18,7 @@ from app.api.paging import DEFAULT_LIMIT, transitions_before, transitions_cursor
 from app.api.routes import DRIVE, END_TURN, READ, WRITE
 from app.commands import Commands
 from app.execution import Execution
-from app.lanes import Committed
+from app.lanes import Committed, Terms
 from models.agent import AgentRecord
 from models.command import CommandRecord
 from models.commit import Reply
@@ -129,5 +129,6 @@ class ExecutionRoutes(Controller):
         async def encoded(command: CommandRecord) -> Reply:
             return Reply(201, encode(shown_command(command)))
 
-        made = await commands.create(posted.caller, agent_id, data.given(), await posted.once(encoded))
+        terms = Terms(posted.guard, await posted.once(encoded))
+        made = await commands.create(posted.caller, agent_id, data.given(), terms)
         return as_response(await encoded(made) if isinstance(made, CommandRecord) else made)

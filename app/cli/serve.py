@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 import sys
@@ -87,6 +88,11 @@ async def _refuse_unfit(settings: Settings, uri: str) -> None:
         raise Failure(reason)
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether the server's line says anything: a refused WebSocket, which was answered, reads there as an error."""
+    return "without completing handshake" not in record.getMessage()
+
+
 class _Server(uvicorn.Server):
     """Tells people when it is ready, and ends the feeds first: it would wait for them to end by themselves."""
 
@@ -106,6 +112,7 @@ class _Server(uvicorn.Server):
             ws="websockets-sansio",
             ws_max_size=2 * settings.body_limit_bytes,  # a little over the limit is answered, not cut off
         )
+        logging.getLogger("uvicorn.error").addFilter(_is_news)
         super().__init__(config)
 
     def _application(self) -> ASGIApp:

@@ -131,3 +131,33 @@ def document_bytes(mongo: MongoClient[dict[str, Any]], open_settings: Settings) 
         return len(found.raw)
 
     return size
+
+
+MORTAL_TTL = 1.5
+"""Seconds after which a silent runner is dead on the replicas of `mortal`."""
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def replicas(
+    open_settings: Settings, new_database: Callable[[], str], mongo_uri: str
+) -> AsyncIterator[tuple[Api, Api]]:
+    """Two replicas over a database for runners, where none dies by itself in the time of a test."""
+    settings = open_settings.model_copy(update={"mongodb_database": new_database(), "runner_ttl_seconds": 300})
+    async with serving(settings, mongo_uri) as one, serving(settings, mongo_uri) as other:
+        yield one, other
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def mortal(
+    open_settings: Settings, new_database: Callable[[], str], mongo_uri: str
+) -> AsyncIterator[tuple[Api, Api]]:
+    """The same, where they die fast."""
+    settings = open_settings.model_copy(update={"mongodb_database": new_database(), "runner_ttl_seconds": MORTAL_TTL})
+    async with serving(settings, mongo_uri) as one, serving(settings, mongo_uri) as other:
+        yield one, other
+
+
+@pytest.fixture
+def pool(tenant: str) -> str:
+    """A pool that no other test uses."""
+    return f"pool-{tenant}"

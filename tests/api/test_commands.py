@@ -1,0 +1,255 @@
+"""Commands: kept until they are done, given to one runner, in order, again until it says that it has them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from tests.api.driver import Api, Handle, Json
+from tests.api.test_runners import Runner, idle, until
+
+
+async def asked(agent: Handle, action: str = "custom", **fields: Any) -> str:
+    answer = await agent.call("POST", "/commands", {"action": action, **fields}, expect=201)
+    assert answer.json()["status"] == "pending"
+    ident: str = answer.json()["id"]
+    return ident
+
+
+async def got(runner: Runner, wait: float = 0) -> list[str]:
+    answer = await runner.call("GET", "/commands", wait_seconds=wait)
+    return [command["id"] for command in answer.json()["items"]]
+
+
+async def status_of(api: Api, command: str) -> Json:
+    told: Json = (await api.call("GET", f"/v1/commands/{command}")).json()
+    return told
+
+
+async def said(api: Api, command: str, verb: str, *body: Json, **options: Any) -> Json:
+    told: Json = (await api.call("POST", f"/v1/commands/{command}/{verb}", *body, **options)).json()
+    return told
+
+
+async def test_command_goes_to_the_runner_and_through_its_life(replicas: tuple[Api, Api], pool: str) -> None:
+    """pending, sent, acked, completed; each word said twice is answered the same, on any replica."""
+    api, other = replicas
+    agent = await api.made(pool=pool)
+    runner, idler = await Runner.made(api, pool), await Runner.made(other, pool)
+    await runner.claim()
+    command = await asked(agent, payload={"deep": {"$a.b": None}})
+    assert (await status_of(other, command))["runner"] == runner.id
+    assert await got(idler) == []
+    assert await got(runner) == [command]
+    assert (await status_of(api, command))["payload"] == {"deep": {"$a.b": None}}
+    for replica in (api, other):
+        assert (await said(replica, command, "ack"))["status"] == "acked"
+    assert await got(runner) == []
+    done = await said(api, command, "complete", {"result": {"ok": 1}})
+    assert (done["status"], done["result"]) == ("completed", {"ok": 1})
+    assert await said(other, command, "complete", {"result": {"ok": 2}}) == done
+    assert (await said(api, command, "ack"))["status"] == "completed"
+    await said(api, command, "fail", {"error": "no"}, expect="conflict")
+
+
+async def test_command_can_fail(replicas: tuple[Api, Api], pool: str) -> None:
+    """Also without an acknowledgement before; said again it is the same."""
+    api, _ = replicas
+    agent = await api.made(pool=pool)
+    runner = await Runner.made(api, pool)
+    command = await asked(agent)
+    await said(api, command, "ack", expect="conflict")
+    await got(runner)
+    failed = await said(api, command, "fail", {"error": "broke"})
+    assert (failed["status"], failed["error"]) == ("failed", "broke")
+    assert await said(api, command, "fail", {"error": "other"}) == failed
+    await said(api, command, "complete", expect="conflict")
+
+
+async def test_unacknowledged_command_is_sent_again_and_no_other_is(replicas: tuple[Api, Api], pool: str) -> None:
+    """Until it is acknowledged; sends are counted."""
+    api, other = replicas
+    agent = await api.made(pool=pool)
+    runner = await Runner.made(api, pool)
+    first, second = await asked(agent), await asked(agent)
+    assert await got(runner) == [first, second]
+    assert await got(Runner(other, {"id": runner.id, "token": ""})) == [first, second]
+    await said(api, first, "ack")
+    assert await got(runner) == [second]
+    assert (await status_of(api, second))["sends"] == 3
+
+
+async def test_order_is_that_of_creation_whatever_was_lost(replicas: tuple[Api, Api], pool: str) -> None:
+    """Created over two replicas; a new one comes after those that the runner did not acknowledge."""
+    api, other = replicas
+    agent = await api.made(pool=pool)
+    runner = await Runner.made(api, pool)
+    commands = [await asked(agent.by((api, other)[number % 2]), payload=number) for number in range(6)]
+    assert await got(runner) == commands
+    commands.append(await asked(agent))
+    assert await got(runner, wait=5) == commands
+
+
+async def test_pools_command_goes_to_one_runner_and_the_next_to_the_same(replicas: tuple[Api, Api], pool: str) -> None:
+    """None is given to two, also when all ask at once; with the first in hand, the later ones wait for it."""
+    api, other = replicas
+    agents = [await api.made(pool=pool) for _ in range(5)]
+    runners = [await Runner.made((api, other)[number % 2], pool) for number in range(4)]
+    commands = {agent.id: [await asked(agent) for _ in range(3)] for agent in agents}
+    given = await asyncio.gather(*(got(runner) for runner in runners))
+    given = [first + await got(runner) for first, runner in zip(given, runners, strict=True)]
+    takers = {
+        agent: [number for number, ids in enumerate(given) if set(ids) & set(own)] for agent, own in commands.items()
+    }
+    assert all(len(numbers) == 1 for numbers in takers.values()), takers
+    for agent, own in commands.items():
+        ids = given[takers[agent][0]]
+        assert [one for one in dict.fromkeys(ids) if one in own] == own
+
+
+async def test_without_a_runner_a_command_waits(replicas: tuple[Api, Api], pool: str) -> None:
+    """It is counted, and the first runner of the pool that comes gets it."""
+    api, other = replicas
+    agent = await api.made(pool=pool)
+    command = await asked(agent)
+    (counted,) = [one for one in (await api.call("GET", "/v1/pools")).json()["items"] if one["pool"] == pool]
+    assert (counted["commands_waiting"], counted["commands_dead"]) == (1, 0)
+    runner = await Runner.made(other, pool)
+    assert (await runner.beat())["commands_waiting"] == 1
+    assert await got(runner) == [command]
+
+
+async def test_long_poll_is_answered_from_the_other_replica(replicas: tuple[Api, Api], pool: str) -> None:
+    """As soon as a command is there."""
+    api, other = replicas
+    agent = await api.made(pool=pool)
+    runner = await Runner.made(api, pool)
+    waiting = asyncio.create_task(got(runner, wait=30))
+    command = await asked(agent.by(other))
+    async with asyncio.timeout(5):
+        assert await waiting == [command]
+
+
+async def test_commands_of_a_dead_runner_find_another(mortal: tuple[Api, Api], pool: str) -> None:
+    """What it was sent goes to whoever claims the agent; what it had acknowledged fails, for nobody knows."""
+    api, other = mortal
+    agent, second = await api.made(pool=pool), await api.made(pool=pool)
+    one = await Runner.made(api, pool)
+    for claim in await one.claim():
+        await idle(Handle(api, claim["agent"]), claim)
+    sent, acked = await asked(agent), await asked(second)
+    assert set(await got(one)) == {sent, acked}
+    await said(api, acked, "ack")
+    await one.silent()
+    two = await Runner.made(other, pool)
+    await until(lambda: api.call("GET", f"/v1/commands/{acked}"), lambda told: told["status"] == "failed")
+    await two.claim()
+    assert await got(two) == [sent]
+    assert "gone" in (await status_of(api, acked))["error"]
+    await said(api, sent, "ack", headers=one.token, expect="fenced-out")
+
+
+async def test_commands_follow_their_agent(replicas: tuple[Api, Api], pool: str) -> None:
+    """To the runner that it is handed to."""
+    api, _ = replicas
+    agent = await api.made(pool=pool)
+    one, two = await Runner.made(api, pool), await Runner.made(api, pool)
+    await idle(agent, (await one.claim())[0])
+    command = await asked(agent)
+    await one.call("POST", "/release", {"agent": agent.id, "hand_off": two.id})
+    await two.claim()
+    assert await got(one) == []
+    assert await got(two) == [command]
+
+
+async def test_terminate_works_with_the_runner_gone(mortal: tuple[Api, Api], pool: str) -> None:
+    """The agent is stopped at once; a resource that the platform holds is left for the pool to clean up."""
+    api, other = mortal
+    agent, held = await api.made(pool=pool), await api.made(pool=pool)
+    one = await Runner.made(api, pool)
+    claims = {claim["agent"]: claim for claim in await one.claim()}
+    token = await idle(held, claims[held.id])
+    await held.call("PUT", "/resource", {"resource_id": "pod"}, headers=token)
+    await one.silent()
+    plain, cleaning = await asked(agent, "terminate"), await asked(held, "terminate")
+    for asked_to_end in (agent, held):
+        assert (await asked_to_end.by(other).read(headers={"Cache-Control": "no-cache"}))["state"] == "stopped"
+    assert (await status_of(api, plain))["status"] == "completed"
+    two = await Runner.made(other, pool)
+    assert await two.claim() == []
+    assert await got(two) == [cleaning]
+    await said(api, cleaning, "complete")
+
+
+async def test_terminate_is_the_live_runners_matter(replicas: tuple[Api, Api], pool: str) -> None:
+    """It is sent; when the runner says that it is done, the agent is stopped and has no runner."""
+    api, _ = replicas
+    agent = await api.made(pool=pool)
+    runner = await Runner.made(api, pool)
+    await runner.claim()
+    command = await asked(agent, "terminate")
+    assert (await agent.read())["state"] == "starting"
+    assert await got(runner) == [command]
+    await said(api, command, "complete")
+    shown = await agent.read()
+    assert (shown["state"], shown["runner"]) == ("stopped", None)
+
+
+async def test_start_makes_a_stopped_agent_claimable(replicas: tuple[Api, Api], pool: str) -> None:
+    """And comes to whoever claims it; hibernate lets it sleep, wake wakes it."""
+    api, _ = replicas
+    agent = await api.made(pool=pool)
+    await agent.call("POST", "/transitions", {"to": "stopped", "trigger": "user_terminated"})
+    runner = await Runner.made(api, pool)
+    assert await runner.claim() == []
+    start = await asked(agent, "start")
+    (claim,) = await runner.claim()
+    assert await got(runner) == [start]
+    await said(api, start, "complete")
+    await idle(agent, claim)
+    await asked(agent, "hibernate")
+    (hibernate,) = await got(runner)
+    await said(api, hibernate, "complete")
+    await runner.call("POST", "/release", {"agent": agent.id})
+    assert (await agent.read())["dormant"] is True
+    assert await runner.claim() == []
+    await asked(agent, "wake")
+    assert [claim["agent"] for claim in await runner.claim()] == [agent.id]
+
+
+async def test_command_dies_at_its_deadline(replicas: tuple[Api, Api], pool: str) -> None:
+    """Nothing waits for ever; the dead are counted, and the next of the agent goes on."""
+    api, _ = replicas
+    agent = await api.made(pool=pool)
+    command = await asked(agent, deadline_seconds=0.2)
+    await until(lambda: api.call("GET", f"/v1/commands/{command}"), lambda told: told["dead"], 20)
+    told = await status_of(api, command)
+    assert (told["status"], told["error"]) == ("failed", "Its deadline passed.")
+    (counted,) = [one for one in (await api.call("GET", "/v1/pools")).json()["items"] if one["pool"] == pool]
+    assert (counted["commands_waiting"], counted["commands_dead"]) == (0, 1)
+    runner = await Runner.made(api, pool)
+    follower = await asked(agent)
+    assert await got(runner) == [follower]
+
+
+async def test_keyed_command_is_made_once(replicas: tuple[Api, Api], pool: str) -> None:
+    """Repeated on the other replica, and eight times at once; another body is a mistake."""
+    api, other = replicas
+    agent = await api.made(pool=pool)
+    key = {"Idempotency-Key": "k"}
+    body = {"action": "custom", "payload": 1}
+    first = await agent.call("POST", "/commands", body, headers=key)
+    again = await asyncio.gather(
+        *(agent.by((api, other)[n % 2]).call("POST", "/commands", body, headers=key) for n in range(8))
+    )
+    assert {answer.text for answer in again} == {first.text}
+    await agent.call("POST", "/commands", {**body, "payload": 2}, headers=key, expect="idempotency-mismatch")
+    runner = await Runner.made(api, pool)
+    assert await got(runner) == [first.json()["id"]]
+
+
+async def test_command_of_an_unknown_agent_is_not_found(replicas: tuple[Api, Api]) -> None:
+    """And nothing waits for it."""
+    api, _ = replicas
+    await Handle(api, "nobody").call("POST", "/commands", {"action": "stop"}, expect="not-found")
+    await api.call("GET", "/v1/commands/nobody", expect="not-found")
