@@ -89,13 +89,16 @@ def append(
 ) -> Change:
     """Append steps as `tree.append` does; those of the open turn are counted, and the last that it may have ends it.
 
-    Raises Conflict for a step of a turn that was ended so.
+    Raises Conflict for a step of a turn that was ended so. The last one itself, sent again, is answered as at first.
     """
+    appended = tree.append(record, drafts, stamp, advance_head=advance_head, inline=inline)
+    if not appended.kinds:
+        ended = record.results.get(drafts[-1].id, {}).get(END, {}).get("outcome") == MAX_STEPS
+        return replace(appended, answer=replace(appended.answer, turn_ended=MAX_STEPS)) if ended else appended
     if advance_head:
         _require_room(record, drafts)
-    appended = tree.append(record, drafts, stamp, advance_head=advance_head, inline=inline)
     turn = record.turn
-    if turn is None or not appended.kinds or not advance_head:
+    if turn is None or not advance_head:
         return appended
     own = [step for step in appended.answer.steps if turn["id"] in (None, step["turn_id"])]
     if not own:
