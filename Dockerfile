@@ -7,6 +7,8 @@ COPY requirements-image.lock /src/
 RUN /opt/holdfast/bin/pip install --require-hashes --requirement /src/requirements-image.lock
 COPY . /src
 RUN /opt/holdfast/bin/pip install --no-deps /src
+# The migrations lie beside the packages, as they do in a checkout.
+RUN cp -r /src/scripts "$(/opt/holdfast/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 FROM python:3.13-slim
 RUN useradd --system --uid 10001 --create-home --home-dir /data holdfast

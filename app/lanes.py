@@ -24,7 +24,7 @@ from app.mongo import CODEC, Write
 from models.agent import AgentRecord
 from models.change import OP_SLOTS, RESULTS, RUNNER, STATE, WORKSPACE, Change, Stamp, envelope, fold, may_share
 from models.commit import Guard, Reply
-from models.errors import HoldfastError, InvalidRequest, TooLarge
+from models.errors import Conflict, HoldfastError, InvalidRequest, TooLarge
 from models.event import Event
 from models.history import NotAtHand, Wanted
 from models.sealing import Sealing, may_be_due, seal
@@ -100,6 +100,8 @@ class Request:
     trace: str | None = None
     """The W3C traceparent of the request, for the envelope."""
     beside: Beside | None = None
+    adopts: bool = False
+    """Whether its move is also for a document that an earlier program left without a version."""
     sent: bool = False
     given_up: bool = False
 
@@ -158,6 +160,7 @@ class Trial:
         self.basis = basis
         self.stamp = now
         self.op = secrets.randbits(63)
+        self._adopts = is_unversioned(basis)
         self.event: Event | None = None
         """What the change stream is going to say of it, once it has been written."""
         self._limits = limits
@@ -195,7 +198,7 @@ class Trial:
         slot = str(self.record.version % OP_SLOTS)
         last = envelope(self.basis.version, self.changes, self.stamp, self._traces)
         self._seal({"last": last, "ops": {**self.basis.ops, slot: self.op}})
-        if self.basis.version == 0:
+        if self.basis.version == 0 and not self._adopts:
             document = self.record.document()
             self.event = Event(self.basis.id, _NOT_KNOWN_YET, document, whole=True)
             return InsertOne(document)
@@ -205,7 +208,7 @@ class Trial:
             update["$unset"] = dict.fromkeys(sorted(assigned.drops), "")
         self.event = Event(self.basis.id, _NOT_KNOWN_YET, update["$set"], assigned.drops)
         guard = {"_id": self.basis.id, "tenant": self.basis.tenant, "version": self.basis.version}
-        return UpdateOne(guard, update)
+        return UpdateOne({"_id": self.basis.id, "version": {"$in": [None, 0]}} if self._adopts else guard, update)
 
     def bears(self, record: AgentRecord) -> bool:
         """Whether the agent, as read, shows that this trial's write was applied."""
@@ -239,8 +242,7 @@ class Trial:
     def _try(self, request: Request) -> bool:
         """Apply a request's move; False when its change has to wait for an update of its own."""
         try:
-            if not request.creates:
-                self.record.require_visible(request.scope)
+            _require_there(self.record, request)
             request.guard.check(self.record)
             change = request.move(self.record, self.stamp)
             if change.kinds and not may_share([earlier.kinds for earlier in self.changes], change.kinds):
@@ -275,10 +277,24 @@ class Trial:
             growth = len(bson.encode({"": change.sets}, codec_options=CODEC))
         except (BSONError, OverflowError) as error:
             raise InvalidRequest("A value can't be stored as BSON.") from error
-        size = growth if self.record.version == 0 else self.size + growth
+        size = growth if self.record.version == 0 and not self._adopts else self.size + growth
         if size > limit - _COMMIT_BYTES:  # what is replaced was counted as well: count anew
             size = change.record.stored_bytes()
         if size > limit - _COMMIT_BYTES and size > self.record.stored_bytes():
             raise TooLarge("The agent", limit, size + _COMMIT_BYTES)
         self.size = size
         self.bytes += growth + sum(len(text or b"") for text in change.blobs.values())
+
+
+def is_unversioned(record: AgentRecord) -> bool:
+    """Whether it is what an earlier program stored, of which nothing can be guarded: no agent until it is migrated."""
+    return record.version == 0 and record.size_bytes is not None
+
+
+def _require_there(record: AgentRecord, request: Request) -> None:
+    """Raise NotFound where the request needs an agent, Conflict where it needs none and something is in its place."""
+    unversioned = is_unversioned(record)
+    if unversioned and request.creates:
+        raise Conflict("The id is taken by a document of an earlier program: 'holdfast migrate' makes an agent of it.")
+    if not request.creates and not (unversioned and request.adopts):
+        record.require_visible(request.scope)

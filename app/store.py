@@ -135,7 +135,7 @@ class Store:
             async with self._mongo.reading_after(time) as session:
                 # unscoped: the key begins with the tenant
                 found = await self._mongo.agents_raw.find_one({"_id": key}, {"version": 1}, session=session)
-        return 0 if found is None else int(found["version"]), time
+        return 0 if found is None else int(found.get("version") or 0), time
 
     async def page(
         self, scope: Scope, query: Mapping[str, Any], *, after: str | None, limit: int, fields: Iterable[str]
@@ -159,17 +159,18 @@ class Store:
         creates: bool = False,
         spent: float = 0.0,
         beside: Beside | None = None,
+        adopts: bool = False,
     ) -> Committed:
         """Apply the move and make it durable. Answers within the deadline (less the seconds spent on it before).
 
-        The move may run several times, each time on another state of the agent; with `creates` also on none. What
-        `beside` writes is written if and only if the agent is.
+        The move may run several times, each time on another state of the agent; with `creates` also on none, with
+        `adopts` also on a document without a version. What `beside` writes is written if and only if the agent is.
         Raises what the move or guard raises; NotFound; TooLarge; Conflict while the same `once` runs here;
         IdempotencyMismatch; Unavailable. The lane carries the write out: cancelling the caller does not stop it.
         """
         done: asyncio.Future[Committed] = asyncio.get_running_loop().create_future()
         with self._alone(once), self._metrics.commit_seconds.time(), self._tracing.commit(agent):
-            request = Request(scope, move, guard, once, creates, done, current_traceparent(), beside)
+            request = Request(scope, move, guard, once, creates, done, current_traceparent(), beside, adopts)
             lane = self._enqueue(scope.agent_key(agent), request)
             try:
                 async with asyncio.timeout(self._settings.commit_seconds - spent):

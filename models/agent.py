@@ -101,8 +101,13 @@ class AgentRecord(BaseModel):
 
     @classmethod
     def of(cls, document: Mapping[str, Any], size_bytes: int | None = None) -> AgentRecord:
-        """The record of a stored document, taken as it is: only this program's own writes are read this way."""
-        return cls.model_construct(**{"size_bytes": size_bytes, **document, "id": document["_id"]})
+        """The record of a stored document, taken as it is: only this program's own writes are read this way.
+
+        What an earlier program left without a version, or a tenant, is of version 0: no agent until it is migrated.
+        """
+        key = document["_id"]
+        stated = {"size_bytes": size_bytes, "tenant": key.partition(":")[0]}
+        return cls.model_construct(**{**stated, **document, "id": key, "version": document.get("version") or 0})
 
     @property
     def name_in_tenant(self) -> str:
