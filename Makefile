@@ -32,6 +32,7 @@ check: $(STAMP) ## format, lints, types, import contract
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports --no-logo 2>/dev/null || .venv/bin/lint-imports
 	@$(PY) -m scripts.lints
+	@$(PY) -m scripts.state_machine --check
 
 bench: $(STAMP) ## measure, interleaved, and print ratios
 	@$(PY) -m scripts.bench $(ARGS)
