@@ -16,7 +16,7 @@ CLOCKS_APART = timedelta(minutes=10)
 """By how much the clocks of replicas and database may differ where something is called older than the log."""
 
 _ENVELOPE = frozenset({"from", "v", "kinds", "at", "by"})
-_TOLD = ("at", "kinds", "by", "owner", "pool", "trigger", "trace")
+_TOLD = ("at", "kinds", "by", "owner", "pool", "trigger", "runner", "fence", "trace")
 _STARTS_ANEW = frozenset({CREATED, CLEARED, DELETED})
 """Kinds after which no earlier step is there."""
 

@@ -78,6 +78,7 @@ def claim(record: AgentRecord, terms: ClaimTerms, stamp: Stamp) -> Change:
     }
     token = bool(record.delegate and record.delegate.get("token"))
     change = record.changed(stamp, (RUNNER, HANDED) if token else (RUNNER,), fields)
+    change = replace(change, told={"runner": terms.driver.runner, "fence": record.fence + 1})
     if record.state in SPAWNED:
         change = move_along(change, [Move(State.STARTING, Trigger.SPAWN)], stamp)
     return replace(change, answer=claimed(change.record))
@@ -97,6 +98,7 @@ def orphan(record: AgentRecord, reason: str, stamp: Stamp, step: str, *, offered
         change = record.unchanged()
     else:
         change = record.changed(stamp, (RUNNER,), {**unassigned(record), "offered_to": offered_to})
+        change = replace(change, told={"fence": change.record.fence})
     return replace(change, answer=(before, change.record.state))
 
 

@@ -113,9 +113,10 @@ def may_share(kinds: Sequence[tuple[str, ...]], more: tuple[str, ...]) -> bool:
 def envelope(before: int, changes: Sequence[Change], stamp: Stamp, traces: Sequence[str | None]) -> dict[str, Any]:
     """The subdocument `last` of a commit: all that caches, feeds and the change log need to know beside the update.
 
-    `{from, v, kinds, at, by, pool?, owner?, head?, branch?, trigger?, trace?, each?}`: what has no value is left out.
-    `trigger` is of the one version of kind `state`. `each` is `[{kinds, trace?, pool?}, …]`, one for each version,
-    where the versions of one update are not all alike; the pool stands there when it is not the same for all.
+    `{from, v, kinds, at, by, pool?, owner?, head?, branch?, trigger?, runner?, fence?, trace?, each?}`: what has no
+    value is left out. `trigger` is of the one version of kind `state`, `runner` and `fence` of that of kind `runner`:
+    who drives the agent from then on. `each` is `[{kinds, trace?, pool?}, …]`, one for each version, where the versions
+    of one update are not all alike; the pool stands there when it is not the same for all.
     """
     record = changes[-1].record
     moves = any(change.record.pool != record.pool for change in changes)

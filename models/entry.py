@@ -13,7 +13,7 @@ from typing import Any
 from beanie import Document
 from pymongo import IndexModel
 
-from models.change import CREATED, STATE
+from models.change import CREATED, RUNNER, STATE
 from models.event import Event, Time
 
 GAP = "gap"
@@ -34,6 +34,9 @@ class Entry:
     owner: str | None = None
     pool: str | None = None
     trigger: str | None = None
+    runner: str | None = None
+    """Of kind `runner`: who drives the agent from then on, if anybody does, and by which fence."""
+    fence: int | None = None
     trace: str | None = None
     steps: tuple[str, ...] = ()
     snapshot: Mapping[str, Any] | None = None
@@ -85,6 +88,8 @@ def entries_of(event: Event) -> list[Entry]:
             kinds=tuple(told["kinds"]),
             pool=told.get("pool", last.get("pool")),
             trigger=last.get("trigger") if STATE in told["kinds"] else None,
+            runner=last.get("runner") if RUNNER in told["kinds"] else None,
+            fence=last.get("fence") if RUNNER in told["kinds"] else None,
             trace=told.get("trace"),
             steps=() if CREATED in told["kinds"] else tuple(steps.get(version, ())),
             **shared,

@@ -180,7 +180,7 @@ def broken_off(record: AgentRecord, moves: Sequence[Move], stamp: Stamp, step: s
         reason = moves[-1].reason or moves[-1].trigger.value
         appended = tree.append(record, [_closing(record, turn, reason, step)], stamp)
         change = _marked(move_along(appended, moves, stamp, **left), step, INTERRUPTED, reason)
-    return change if record.runner is None else widened(change, (RUNNER,), {})
+    return change if record.runner is None else widened(change, (RUNNER,), {}, told={"fence": record.fence + 1})
 
 
 def unassigned(record: AgentRecord) -> dict[str, Any]:

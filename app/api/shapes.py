@@ -187,6 +187,8 @@ class Change(Struct):
     by: str
     pool: str | UnsetType = UNSET
     trigger: str | UnsetType = UNSET
+    runner: str | UnsetType = UNSET
+    fence: int | UnsetType = UNSET
     trace: str | UnsetType = UNSET
     steps: list[str] | UnsetType = UNSET
     snapshot: Json | UnsetType = UNSET

@@ -55,6 +55,8 @@ def shown_entry(entry: Entry) -> dict[str, Any]:
     optional = {
         "pool": entry.pool,
         "trigger": entry.trigger,
+        "runner": entry.runner,
+        "fence": entry.fence,
         "trace": entry.trace,
         "steps": list(entry.steps) or None,
         "snapshot": entry.snapshot,
