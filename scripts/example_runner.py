@@ -55,8 +55,6 @@ FEED_SECONDS = 40.0
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
 BUSY = ("busy", "stopping")
-FORGOTTEN = (401, 404)
-"""Statuses by which the service says that it does not know this runner, or its token, any more."""
 
 
 class Away(Exception):
@@ -307,6 +305,8 @@ class Runner:
         self._beat_seconds = 1.0
         self._drivers: dict[str, Driver] = {}
         self._fences: dict[str, int] = {}
+        self._listed: dict[str, int] = {}
+        self._errands: set[asyncio.Task[None]] = set()
         self._orders: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._changed = asyncio.Event()
         self._leaving = asyncio.Event()
@@ -316,19 +316,17 @@ class Runner:
         self._leaving.set()
 
     async def run(self) -> None:
-        """Live until told to leave; once for each time that it is declared dead, and once more. Raises Refused."""
+        """Live until told to leave, and again after each time that it is declared dead. Raises Refused."""
         while not self._leaving.is_set():
             if not await self._register():
                 return
             try:
                 await self._live()
             except* Refused as ended:
-                if not any(map(_means_dead, ended.exceptions)):
-                    raise
                 say("dead", runner=self._name, agents=sorted(self._drivers), why=str(ended.exceptions[0]))
                 await asyncio.sleep(random.uniform(FIRST_PAUSE, 10 * FIRST_PAUSE))
-            self._drivers.clear()
-            self._fences.clear()
+            for remembered in (self._drivers, self._fences, self._listed):
+                remembered.clear()
 
     async def _register(self) -> bool:
         """Come (back) to life; False when told to leave first."""
@@ -349,13 +347,19 @@ class Runner:
     async def _live(self) -> None:
         """Everything at once, until it has left. A group of Refused means that it is dead: all of it was dropped."""
         async with asyncio.TaskGroup() as tasks:
-            claiming = tasks.create_task(self._claim(tasks))
-            loops = [tasks.create_task(loop) for loop in (self._beat(tasks), self._obey(tasks), self._listen())]
+            work = [tasks.create_task(loop) for loop in (self._claim(tasks), self._obey(tasks))]
+            signs = [tasks.create_task(loop) for loop in (self._beat(tasks), self._listen())]
             await self._leaving.wait()
-            claiming.cancel()
-            await self._say_goodbye(tasks)
-            for loop in loops:
+            say("draining", runner=self._name, agents=sorted(self._drivers))
+            await self._replicas.insist("POST", self._path("drain"))
+            for loop in work:
                 loop.cancel()
+            await self._empty_hands(tasks)
+            for loop in signs:
+                loop.cancel()
+            with suppress(FencedOut):  # an earlier try, whose answer was lost, did it
+                await self._replicas.insist("DELETE", f"/v1/runners/{self._name}")
+            say("left", runner=self._name)
 
     async def _beat(self, tasks: asyncio.TaskGroup) -> None:
         """Beat evenly. A beat that is not answered before the next is due is lost; the next goes elsewhere."""
@@ -367,7 +371,10 @@ class Runner:
             await asyncio.sleep(due - time.monotonic())
 
     async def _beat_once(self, tasks: asyncio.TaskGroup) -> None:
-        """Say that we live, and hear what we drive: what was lost is dropped, what we never heard of is taken on."""
+        """Say that we live, and hear what we drive: what was lost is dropped, what we never heard of is taken on.
+
+        The latter only when it is said twice: the answer to its claim may be on its way, and tells more.
+        """
         held = {agent: driver.fence for agent, driver in self._drivers.items()}
         body = {"agents": sorted(held), "capacity": self._spec["capacity"]}
         path = f"/v1/runners/{self._name}/heartbeat"
@@ -380,7 +387,9 @@ class Runner:
             driver = self._drivers.get(one["id"])
             if driver is not None and driver.fence == one["fence"] and driver.state != one["state"]:
                 driver.wake()
-            self._take(tasks, "adopted", {**one, "agent": one["id"]})
+            if self._listed.get(one["id"]) == one["fence"]:
+                self._take(tasks, "adopted", {**one, "agent": one["id"]})
+        self._listed = {one["id"]: one["fence"] for one in answer["agents"]}
         if answer["draining"]:
             self.leave()
 
@@ -417,7 +426,9 @@ class Runner:
             answer = await self._replicas.insist("GET", self._path("commands"), params=query, seconds=seconds)
             for command in answer["items"]:
                 if await self._report(command, "ack"):
-                    tasks.create_task(self._carry_out(command))
+                    errand = tasks.create_task(self._carry_out(command))
+                    self._errands.add(errand)
+                    errand.add_done_callback(self._errands.discard)
 
     async def _carry_out(self, command: Json) -> None:
         agent, action = command["agent"], command["action"]
@@ -491,9 +502,11 @@ class Runner:
         except FencedOut:
             say("fenced-out", agent=driver.agent, fence=driver.fence)
         except Refused as no:
+            say("crashed", agent=driver.agent, fence=driver.fence, why=str(no))
             await driver.crash(str(no))
         except Exception as error:  # noqa: BLE001 - one agent's trouble is no other's
             traceback.print_exc()
+            say("crashed", agent=driver.agent, fence=driver.fence, why=repr(error))
             await driver.crash(repr(error))
         self._drop(driver)
 
@@ -507,26 +520,26 @@ class Runner:
         if driver.task is not None and driver.task is not asyncio.current_task():
             driver.task.cancel()
 
-    async def _say_goodbye(self, tasks: asyncio.TaskGroup) -> None:
-        """Claim nothing more, finish every open turn, let all agents go, and leave."""
-        say("draining", runner=self._name, agents=sorted(self._drivers))
-        await self._replicas.insist("POST", self._path("drain"))
-        await self._hear_of_all(tasks)
+    async def _empty_hands(self, tasks: asyncio.TaskGroup) -> None:
+        """Finish every open turn, let all agents go, and carry out what was acknowledged."""
         for driver in self._drivers.values():
             driver.leave()
+        await self._hear_of_all(tasks)
         while self._drivers:
             self._changed.clear()
             await self._changed.wait()
-        await self._replicas.insist("DELETE", f"/v1/runners/{self._name}")
-        say("left", runner=self._name)
+        if self._errands:
+            await asyncio.wait(self._errands)
 
     async def _hear_of_all(self, tasks: asyncio.TaskGroup) -> None:
-        """Take on what was claimed for us in an answer that we never got."""
-        while True:
+        """Take on what was claimed for us in an answer that we never got: wait until it would have been said twice."""
+        heard = 0
+        while heard < 2:
             with suppress(Away):
                 await self._beat_once(tasks)
-                return
-            await asyncio.sleep(self._beat_seconds)
+                heard += 1
+            if heard < 2:
+                await asyncio.sleep(self._beat_seconds)
 
     def _path(self, verb: str) -> str:
         return f"/v1/runners/{self._name}/{verb}"
@@ -545,10 +558,6 @@ def over_already() -> Iterator[None]:
 def say(event: str, **what: Any) -> None:
     """Tell what happened, as a line of JSON."""
     print(json.dumps({"t": round(time.time(), 3), "event": event, **what}), flush=True)
-
-
-def _means_dead(refused: BaseException) -> bool:
-    return isinstance(refused, FencedOut) or (isinstance(refused, Refused) and refused.status in FORGOTTEN)
 
 
 def _require_accepted(answer: httpx.Response) -> None:
