@@ -40,6 +40,9 @@ bench: $(STAMP) ## measure, interleaved, and print ratios
 demo: $(STAMP) ## show the main job in one terminal; FILE=… imports your own trace
 	@$(PY) -m scripts.demo $(FILE)
 
+demo-fleet: $(STAMP) ## show runners, replicas and the database being killed and paused, and nothing lost
+	@$(PY) -m scripts.demo_fleet
+
 lock: $(STAMP) ## lock the versions anew
 	@scripts/lock
 
@@ -47,4 +50,4 @@ $(STAMP): pyproject.toml requirements.lock scripts/make-venv
 	@UV_VERSION=$(UV_VERSION) scripts/make-venv .venv
 	@touch $@
 
-.PHONY: help venv serve test test-long check bench demo lock
+.PHONY: help venv serve test test-long check bench demo demo-fleet lock

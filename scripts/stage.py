@@ -199,13 +199,13 @@ def perform(play: Callable[[Story], None]) -> int:
     return 0
 
 
-def wait_for(until: Callable[[], bool], seconds: float, otherwise: str) -> None:
+def wait_for(until: Callable[[], bool], seconds: float, otherwise: str, *, every: float = 0.005) -> None:
     """Wait until it holds; BrokenPromise with that sentence when it does not in time."""
     deadline = time.monotonic() + seconds
     while not until():
         if time.monotonic() > deadline:
             raise BrokenPromise(otherwise)
-        time.sleep(0.005)
+        time.sleep(every)
 
 
 def free_port() -> int:
