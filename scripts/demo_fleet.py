@@ -60,7 +60,7 @@ AGENTS = ("ash", "beech", "cedar", "elm", "fir", "hazel", "larch", "oak")
 RUNNERS = ("ann", "bob", "cid")
 STEPS, STEP_SECONDS = 4, 0.25
 PROMPT_SECONDS = 0.1
-SOON_SECONDS = 20.0
+SOON_SECONDS = 30.0
 
 Json = dict[str, Any]
 
@@ -561,14 +561,9 @@ def _prove_nothing_is_lost(fleet: Fleet, acknowledged: Sequence[Json], steps: Ma
 
 def _prove_fences(fleet: Fleet, acknowledged: Sequence[Json], log: Sequence[Json]) -> int:
     """Demand that no write with an old fence was accepted, and try one with each; how many were refused."""
-    claims = [(one["agent"], one["fence"], one["version"]) for one in fleet.told("claimed")]
-    late = [
-        event["step"]
-        for event in acknowledged
-        for agent, fence, version in claims
-        if agent == event["agent"] and fence > event["fence"] and version <= event["version"]
-    ]
-    late += [f"{entry['agent']}@{entry['version']}" for entry, holder in _held(log) if _is_foreign(entry, holder)]
+    fences = {(entry["agent"], entry["version"]): hold.fence for entry, hold in _held(log)}
+    late = [event["step"] for event in acknowledged if fences[event["agent"], event["version"]] != event["fence"]]
+    late += [f"{entry['agent']}@{entry['version']}" for entry, hold in _held(log) if _is_foreign(entry, hold)]
     answers = [_write_late(fleet, agent, fence) for agent, fence in _old_fences(fleet)]
     fleet.story.promise(
         f"Writes accepted with an old fence: 0. {len(answers)} more that were tried just now are refused.",
@@ -591,38 +586,44 @@ def _write_late(fleet: Fleet, agent: str, fence: int) -> tuple[int, str]:
     return answer.status_code, answer.json().get("code", "")
 
 
-def _held(log: Iterable[Json]) -> Iterator[tuple[Json, str | None]]:
-    """Every entry of the log, with the runner that held its agent before it: a claim and a release are by a runner."""
-    holder: dict[str, str | None] = {}
+@dataclass(frozen=True)
+class Hold:
+    """Who drives an agent, if anybody does, and by which fence."""
+
+    runner: str | None = None
+    fence: int = 0
+
+
+def _held(log: Iterable[Json]) -> Iterator[tuple[Json, Hold]]:
+    """Every entry of the log, with who held its agent before it."""
+    holds: dict[str, Hold] = {}
     for entry in log:
-        before = holder.get(entry["agent"])
-        yield entry, before
+        yield entry, holds.get(entry["agent"], Hold())
         if "runner" in entry["kinds"]:
-            holder[entry["agent"]] = entry["by"] if entry["by"].startswith("runner:") and before is None else None
+            holds[entry["agent"]] = Hold(entry.get("runner"), entry["fence"])
 
 
-def _is_foreign(entry: Json, holder: str | None) -> bool:
-    """Whether a runner wrote to an agent that it did not hold."""
-    by = entry["by"]
-    claims = "runner" in entry["kinds"] and holder is None
-    return by.startswith("runner:") and not claims and by != holder
+def _is_foreign(entry: Json, hold: Hold) -> bool:
+    """Whether a runner wrote to an agent that it did not hold, or claimed one that was not free."""
+    kind, _, runner = entry["by"].partition(":")
+    claims = "runner" in entry["kinds"] and hold.runner is None and entry.get("runner") == runner
+    return kind == "runner" and runner != hold.runner and not claims
 
 
-def _was_taken(entry: Json, holder: str | None) -> bool:
+def _was_taken(entry: Json, hold: Hold) -> bool:
     """Whether the service took the agent from the runner that held it."""
-    return holder is not None and entry["by"] == "holdfast" and "runner" in entry["kinds"]
+    return hold.runner is not None and entry["by"] == "holdfast" and "runner" in entry["kinds"]
 
 
-def _excuses(fault: Fault, entry: Json, holder: str | None) -> bool:
-    return holder == f"runner:{fault.runner}" and fault.began <= _time(entry) <= fault.ended
+def _excuses(fault: Fault, entry: Json, hold: Hold) -> bool:
+    return fault.runner == hold.runner and fault.began <= _time(entry) <= fault.ended
 
 
 def _prove_live_runners_are_left_alone(fleet: Fleet, log: Sequence[Json]) -> None:
     taken = [
-        f"{entry['agent']} of {holder.removeprefix('runner:')}"
-        for entry, holder in _held(log)
-        if holder is not None and _was_taken(entry, holder)
-        if not any(_excuses(fault, entry, holder) for fault in fleet.faults)
+        f"{entry['agent']} of {hold.runner}"
+        for entry, hold in _held(log)
+        if _was_taken(entry, hold) and not any(_excuses(fault, entry, hold) for fault in fleet.faults)
     ]
     fleet.story.promise(
         "Live runners' agents taken: 0, also while the database hung.",
@@ -635,9 +636,9 @@ def _prove_take_over(fleet: Fleet, log: Sequence[Json]) -> None:
     """Demand that the agents of runners that were dead were free in time, by the service's own log."""
     slowest = max(
         _time(entry) - fault.began
-        for entry, holder in _held(log)
+        for entry, hold in _held(log)
         for fault in fleet.faults
-        if _was_taken(entry, holder) and _excuses(fault, entry, holder)
+        if _was_taken(entry, hold) and _excuses(fault, entry, hold)
     )
     fleet.story.promise(
         f"The agents of a dead runner are free within {slowest:.1f} s; promised are {TAKE_OVER_SECONDS:.0f} s.",

@@ -79,25 +79,25 @@ def test_nothing_is_left_behind_after_ctrl_c(tmp_path: Path) -> None:
     assert left_behind(tmp_path) == []
 
 
-def entry(version: int, by: str, *kinds: str) -> dict[str, Any]:
+def entry(version: int, by: str, *kinds: str, **more: object) -> dict[str, Any]:
     at = f"2026-01-02T03:04:{version:02d}.000Z"
-    return {"agent": "ash", "version": version, "by": by, "kinds": list(kinds), "at": at}
+    return {"agent": "ash", "version": version, "by": by, "kinds": list(kinds), "at": at, **more}
 
 
 LOG = [
     entry(1, "anonymous", "created"),
-    entry(2, "runner:ann", "runner", "state"),
+    entry(2, "runner:ann", "runner", "state", runner="ann", fence=1),
     entry(3, "runner:ann", "step"),
-    entry(4, "holdfast", "runner", "state", "step"),
-    entry(5, "runner:bob", "runner"),
+    entry(4, "holdfast", "runner", "state", "step", fence=2),
+    entry(5, "runner:bob", "runner", runner="bob", fence=3),
     entry(6, "runner:bob", "step"),
-    entry(7, "runner:bob", "runner"),
-    entry(8, "runner:ann", "runner"),
+    entry(7, "runner:bob", "runner", fence=4),
+    entry(8, "runner:ann", "runner", runner="ann", fence=5),
 ]
 
 
 def foreign(log: list[dict[str, Any]]) -> list[int]:
-    return [each["version"] for each, holder in demo_fleet._held(log) if demo_fleet._is_foreign(each, holder)]
+    return [each["version"] for each, hold in demo_fleet._held(log) if demo_fleet._is_foreign(each, hold)]
 
 
 def test_a_write_by_a_runner_that_does_not_hold_the_agent_is_found() -> None:
@@ -105,12 +105,16 @@ def test_a_write_by_a_runner_that_does_not_hold_the_agent_is_found() -> None:
     assert foreign([*LOG[:4], entry(5, "runner:ann", "step")]) == [5]
     assert foreign([*LOG[:6], entry(7, "runner:ann", "step")]) == [7]
     assert foreign([*LOG[:7], entry(8, "runner:bob", "step")]) == [8]
-    assert foreign([*LOG[:3], entry(4, "runner:bob", "runner")]) == [4]
+    assert foreign([*LOG[:3], entry(4, "runner:bob", "runner", runner="bob", fence=2)]) == [4]
+
+
+def test_the_fence_at_each_version_is_that_of_the_newest_claim() -> None:
+    assert [hold.fence for _, hold in demo_fleet._held(LOG)] == [0, 0, 1, 1, 2, 3, 3, 4]
 
 
 def test_an_agent_taken_from_a_live_runner_is_found() -> None:
-    taken = [(each, holder) for each, holder in demo_fleet._held(LOG) if demo_fleet._was_taken(each, holder)]
-    assert [(each["version"], holder) for each, holder in taken] == [(4, "runner:ann")]
+    taken = [(each, hold) for each, hold in demo_fleet._held(LOG) if demo_fleet._was_taken(each, hold)]
+    assert [(each["version"], hold.runner) for each, hold in taken] == [(4, "ann")]
     at = demo_fleet._time(LOG[3])
     for runner, began, ended, excused in (
         ("ann", at - 1, at + 1, True),
