@@ -74,7 +74,7 @@ def _assign(record: AgentRecord, fields: dict[str, Any], path: str, value: Any) 
         fields[name] = _default(name) if value is DROPPED else value
         return _bytes_of(name, value) - (0 if held is None else _bytes_of(name, held))
     if name not in fields:
-        held = fields[name] = dict(held)
+        held = fields[name] = dict(held or {})  # nothing: a map of a later release, which runs beside this one
     key = inner[0]
     before = held.get(key, DROPPED)
     after = value if len(inner) == 1 else placed({} if before is DROPPED else before, inner[1:], value)

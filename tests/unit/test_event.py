@@ -247,3 +247,13 @@ def test_nothing_of_the_record_before_is_changed(watched: Watched) -> None:
     agent.commit(lambda record: tree.append(record, [tree.Draft("s", {"role": "user"})], STAMP))
     agent.commit(deleting)
     assert encode({**before.document(), "ops": None}) == document
+
+
+def test_an_event_of_a_later_release_is_laid_on_the_copy_without_harm() -> None:
+    """Fields and maps that this release has never heard of: the stream of a rolling upgrade brings them."""
+    record = AgentRecord(id="t:a", tenant="t", version=1)
+    sets = {"name": "new", "later": 1, "maps.key": 2, "maps.deep.er": 3, "version": 2, "last": {"from": 1, "v": 2}}
+    after = patched(record, Event("t:a", (1, 1), sets, ["gone.key"]))
+    assert (after.version, after.name) == (2, "new")
+    again = {"maps.key": 4, "version": 3, "last": {"from": 2, "v": 3}}
+    assert patched(after, Event("t:a", (1, 2), again)).version == 3
