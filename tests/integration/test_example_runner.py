@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +18,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from tests.harness import STRONG, Replica, deployment, wait_until
+from tests.harness import STRONG, Database, Replica, deployment, wait_until
 
 SECONDS = 60.0
 TTL_SECONDS = 3
@@ -29,10 +30,20 @@ Json = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Replica]]:
-    """Two replicas that soon declare a silent runner dead."""
-    with deployment(tmp_path_factory.mktemp("runner"), "a", "b", runner_ttl_seconds=TTL_SECONDS) as (_, both):
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Database, list[Replica]]]:
+    """A database and two replicas that soon declare a silent runner dead."""
+    with deployment(tmp_path_factory.mktemp("runner"), "a", "b", runner_ttl_seconds=TTL_SECONDS) as both:
         yield both
+
+
+@pytest.fixture
+def database(deployed: tuple[Database, list[Replica]]) -> Database:
+    return deployed[0]
+
+
+@pytest.fixture
+def replicas(deployed: tuple[Database, list[Replica]]) -> list[Replica]:
+    return deployed[1]
 
 
 @pytest.fixture
@@ -114,7 +125,8 @@ class Agent:
 
     def now(self) -> Any:
         """The agent as it stands, with its whole path."""
-        return self.call("GET", "?steps=all&steps_limit=10000", **STRONG).json()
+        answer = wait_until(self._read, SECONDS, f"{self.id} to be readable")
+        return answer.json()
 
     def prompt(self) -> str:
         """Prompt it as soon as it takes one; the turn."""
@@ -146,6 +158,11 @@ class Agent:
 
     def runner_now(self, runner: Runner) -> Any:
         return self._client.get(f"/v1/runners/{runner.name}").json()
+
+    def _read(self) -> httpx.Response | None:
+        answer = self.call("GET", "?steps=all&steps_limit=10000", **STRONG)
+        assert answer.status_code in (200, 503), answer.text
+        return answer if answer.status_code == 200 else None
 
     def _prompted(self) -> httpx.Response | None:
         answer = self.call("POST", "/turns", {"content": "Read on."})
@@ -306,6 +323,29 @@ def test_a_turn_goes_on_while_the_replica_is_killed_and_started_again(
     assert len(agent.answered(turn)) == 82
     assert ann.events("dead") == []
     assert len(ann.events("claimed")) == 1
+    assert_all_there(agent, ann)
+
+
+@pytest.mark.parametrize("fault", ["killed", "paused"])
+def test_a_turn_goes_on_after_the_database_was_away_for_longer_than_a_runner_may_be_silent(
+    running: Running, made: Made, database: Database, replicas: list[Replica], fault: str
+) -> None:
+    """Nobody grows older while nobody can tell, so the runner is not declared dead."""
+    agent = made()
+    ann = running("ann", "--steps", "20", "--step-seconds", "0.2")
+    ann.wait_for("connected")
+    turn = agent.prompt()
+    ann.wait_for("step", 3, turn=turn)
+    leave, come_back = (database.kill9, database.restart) if fault == "killed" else (database.pause, database.resume)
+    leave()
+    try:
+        time.sleep(TTL_SECONDS + 1)  # this is what the fault is
+    finally:
+        come_back()
+    for replica in replicas:
+        replica.wait_ready()
+    assert len(agent.answered(turn)) == 42
+    assert ann.events("dead") + ann.events("lost") + ann.events("fenced-out") == []
     assert_all_there(agent, ann)
 
 
