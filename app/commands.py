@@ -39,6 +39,7 @@ KEPT_FOR = timedelta(days=7)
 
 _BATCH = 100
 _PAGE = 1_000
+_IN_HAND = (CommandStatus.SENT, CommandStatus.ACKED)
 _ORDER = [("agent", 1), ("number", 1)]
 _UNSENT = {"$set": {"status": CommandStatus.PENDING.value}, "$unset": {"runner": "", "incarnation": ""}}
 _UNFINISHED = [status.value for status in UNFINISHED]
@@ -132,9 +133,11 @@ class Commands:
 
     async def complete(self, scope: Scope, name: str, result: Any) -> CommandRecord:
         """The runner has done it. Raises as `ack` does."""
-        command = await self._advance(scope, name, CommandStatus.COMPLETED, {"result": result, **self._finished()})
-        await self._done_to_agent(command)
-        return command
+        command = await self.get(scope, name)
+        if command.status in _IN_HAND:
+            await self._require_holder(scope, command)
+            await self._done_to_agent(command)
+        return await self._advance(scope, name, CommandStatus.COMPLETED, {"result": result, **self._finished()})
 
     async def fail(self, scope: Scope, name: str, error: str | None) -> CommandRecord:
         """The runner could not do it. Raises as `ack` does."""
@@ -154,7 +157,7 @@ class Commands:
 
         What it was sent goes to others; what it acknowledged is failed; what is to end an agent is carried out.
         """
-        await self._let_go(runner.tenant, runner.name, runner.incarnation if runner.present else None)
+        await self._let_go(runner.tenant, runner.name, runner.past)
         self._bell.ring(pool_topic(runner.tenant, runner.pool))
 
     async def follow(self, tenant: str, agents: Sequence[str], runner: str | None) -> None:
@@ -188,11 +191,11 @@ class Commands:
             found = await self._mongo.commands.aggregate([{"$match": held}, group])
             return {f"{one['_id']['tenant']}:{one['_id']['runner']}" async for one in found}
 
-    async def _let_go(self, tenant: str, runner: str, since: int | None) -> None:
-        """Take its commands from a runner; from incarnations before this one, or from all."""
+    async def _let_go(self, tenant: str, runner: str, past: int | None) -> None:
+        """Take its commands from a runner: from its incarnations up to this one, or from all."""
         mine: dict[str, Any] = {"tenant": tenant, "runner": runner}
-        if since is not None:
-            mine["incarnation"] = {"$lt": since}
+        if past is not None:
+            mine["$or"] = [{"incarnation": {"$lte": past}}, {"incarnation": None}]
         ends = {**mine, "status": {"$in": _UNFINISHED}, "action": Action.TERMINATE.value}
         reason = f"The runner '{runner}' was gone before it said that it was done."
         lost = {"status": CommandStatus.FAILED.value, "error": reason, **self._finished()}
@@ -349,7 +352,7 @@ class Commands:
         await self._require_holder(scope, command)
         if command.status == to:
             return command
-        before = [CommandStatus.SENT] if to is CommandStatus.ACKED else [CommandStatus.SENT, CommandStatus.ACKED]
+        before = [CommandStatus.SENT] if to is CommandStatus.ACKED else _IN_HAND
         set_ = {name: value for name, value in fields.items() if value is not None}
         moved = await self._moved(command, [status.value for status in before], {**set_, "status": to.value})
         if moved is not None:

@@ -63,9 +63,12 @@ class Orphans:
 
     async def free(self, runner: RunnerRecord) -> list[Reconciled]:
         """Free every agent of a runner that is gone, or of its earlier incarnations."""
-        held: dict[str, Any] = {"tenant": runner.tenant, "runner": runner.name, "dormant": {"$ne": True}}
-        if runner.present:
-            held["incarnation"] = {"$lt": runner.incarnation}
+        held = {
+            "tenant": runner.tenant,
+            "runner": runner.name,
+            "incarnation": {"$lte": runner.past},
+            "dormant": {"$ne": True},
+        }
         freed: list[Reconciled] = []
         while found := await self._page(held):
             done = await self._each(found, _reason_of(runner))
@@ -75,10 +78,15 @@ class Orphans:
         await self._roster.settled(runner)
         return freed
 
-    async def look_through(self, tenant: str | None) -> AsyncIterator[tuple[int, list[tuple[Mapping[str, Any], str]]]]:
-        """Every agent that a runner drives, or should: of each page how many, and the orphans with reasons."""
+    async def look_through(self, scope: Scope | None) -> AsyncIterator[tuple[int, list[tuple[Mapping[str, Any], str]]]]:
+        """Every agent that a runner drives, or should: of each page how many, and the orphans with reasons.
+
+        Those that a scope sees, or of all tenants.
+        """
         driven = {"$or": [{"runner": {"$ne": None}}, {"pool": {"$ne": None}, "state": {"$in": _UNDER_WAY}}]}
-        wanted = {**driven, "deleted_at": None, **({} if tenant is None else {"tenant": tenant})}
+        wanted: dict[str, Any] = {**driven, "deleted_at": None}
+        if scope is not None:
+            wanted = scope.filter(wanted)
         after = ""
         while page := await self._page({**wanted, "_id": {"$gt": after}}):
             after = page[-1]["_id"]

@@ -20,9 +20,11 @@ from app.roster import Roster
 from app.sightings import LOOK_SECONDS, Sightings
 from app.tasks import end
 from app.telemetry import Metrics, get_logger
+from app.tenancy import Keys
 from models.errors import HoldfastError
 from models.execution import IN_TURN
 from models.settings import DEFAULTS
+from models.tenant import Scope
 
 _TIDY_SECONDS = 5.0
 """How often orphans are looked for of which no runner's death tells, and deadlines of commands are."""
@@ -55,6 +57,7 @@ class Reconciler:
         roster: Roster,
         orphans: Orphans,
         commands: Commands,
+        keys: Keys,
         settings: Settings,
         metrics: Metrics,
         clock: Clock,
@@ -63,6 +66,7 @@ class Reconciler:
         self._roster = roster
         self._orphans = orphans
         self._commands = commands
+        self._keys = keys
         self._ttl = settings.runner_ttl_seconds
         self._seconds = settings.call_seconds
         self._metrics = metrics
@@ -73,9 +77,9 @@ class Reconciler:
 
     def start(self) -> None:
         """Begin to watch, and to reconcile."""
-        loops = (
+        loops: tuple[tuple[Callable[[], Coroutine[Any, Any, object]], float], ...] = (
             (self.watch_runners, LOOK_SECONDS),
-            (self._settle, LOOK_SECONDS),
+            (self.settle, LOOK_SECONDS),
             (self._watch_turns, LOOK_SECONDS),
             (self._tidy, _TIDY_SECONDS),
         )
@@ -91,11 +95,14 @@ class Reconciler:
         return bool(self._tasks) and not any(task.done() for task in self._tasks)
 
     async def reconcile(
-        self, tenant: str | None, *, dry_run: bool = False, told: Callable[[Report], None] = lambda _: None
+        self, scope: Scope | None, *, dry_run: bool = False, told: Callable[[Report], None] = lambda _: None
     ) -> Report:
-        """Look through every agent that a runner drives, or should, and free the orphans. Raises Unavailable."""
+        """Look through the agents that a runner drives, or should, and free the orphans; None: of all tenants.
+
+        Raises Unavailable.
+        """
         report = Report()
-        async for examined, orphans in self._orphans.look_through(tenant):
+        async for examined, orphans in self._orphans.look_through(scope):
             report.examined += examined
             report.changed += (
                 [self._orphans.foreseen(*one) for one in orphans] if dry_run else await self._orphans.free_each(orphans)
@@ -105,8 +112,11 @@ class Reconciler:
             self._metrics.freed.inc(len(report.changed))
         return report
 
-    async def watch_runners(self) -> None:
-        """Look once at every runner, and declare dead who was silent for too long. Raises Unavailable."""
+    async def watch_runners(self) -> int:
+        """Look once at every runner that is taken to live, and declare dead who was silent for too long; how many live.
+
+        Raises Unavailable.
+        """
         asked = self._clock.monotonic()
         pulses = await self._roster.pulses()
         still = self._runners.look(pulses, asked=asked, answered=self._clock.monotonic())
@@ -115,13 +125,18 @@ class Reconciler:
             if seconds >= self._ttl and await self._roster.expire(runner, *beats[runner]) is not None:
                 self._metrics.expired.inc()
                 _log.warning("runner declared dead", runner=runner, silent_seconds=round(seconds, 2))
+                del beats[runner]
+        return len(beats)
 
-    async def _settle(self) -> None:
-        """Free what runners that are gone, or were registered anew, still hold."""
+    async def settle(self) -> list[Reconciled]:
+        """Free what runners that are gone, or were registered anew, still hold. Raises Unavailable."""
+        freed: list[Reconciled] = []
         for runner in await self._roster.unsettled():
-            freed = await self._orphans.free(runner)
+            freed += await self._orphans.free(runner)
             await self._commands.leave(runner)
-            self._metrics.freed.inc(len(freed))
+            await self._keys.forget(runner)
+        self._metrics.freed.inc(len(freed))
+        return freed
 
     async def _watch_turns(self) -> None:
         """Look once at every turn of an agent without a pool, and break off those whose lease ended."""
@@ -153,7 +168,7 @@ class Reconciler:
             # unscoped: replicas watch over the turns of all tenants
             return await self._mongo.agents.find(query, _TURN).hint("in_turn").to_list()
 
-    async def _repeat(self, work: Callable[[], Coroutine[Any, Any, None]], seconds: float) -> None:
+    async def _repeat(self, work: Callable[[], Coroutine[Any, Any, object]], seconds: float) -> None:
         """Do it again and again, with so many seconds between."""
         while True:
             try:

@@ -32,7 +32,12 @@ class Roster:
         self._seconds = seconds
 
     async def register(self, scope: Scope, spec: Mapping[str, Any]) -> tuple[RunnerRecord, bool]:
-        """A live runner in its next incarnation; whether it is new. Raises Conflict for a live one of another key."""
+        """A live runner in its next incarnation; whether it is new.
+
+        Raises Conflict for a live one of another key, Forbidden for a runner's token, which makes no others.
+        """
+        if scope.runner is not None:
+            raise Forbidden("A runner's token registers nobody: register with the key that it came from.")
         name = spec.get("id") or self._clock.new_id()
         key = _key(scope, name)
         now = self._clock.now()

@@ -218,6 +218,7 @@ class Runners:
         with suppress(Unavailable):
             await self._orphans.free(runner)
             await self._commands.leave(runner)
+            await self._keys.forget(runner)
 
     async def _goes_on(self, heard: Waiter, until: float) -> bool:
         """Wait for a ring, or a little; False when the time is over."""
@@ -233,7 +234,7 @@ class Runners:
             return []
         pool = await self._roster.pool(runner.tenant, runner.pool)
         present = await self._roster.present(runner.tenant, runner.pool)
-        others = frozenset(one.name for one in present if one.name != runner.name)
+        others = frozenset(one.name for one in present if one.name != runner.name and one.state in _CLAIMING)
         waiting = await self._waiting(runner, pool, others, most + _SPARE)
         if not waiting:
             return []
@@ -312,10 +313,7 @@ class Runners:
 
     async def _waiting(self, runner: RunnerRecord, pool: PoolRecord, others: frozenset[str], limit: int) -> list[str]:
         """Agents that wait for a runner like this; in no order, so that runners that ask together seldom collide."""
-        attempts = pool.restarts().attempts
-        states = [{"state": {"$in": [State.PENDING.value, *map(str, CLAIMED_AS_IS)]}}]
-        failed = {"state": State.FAILED.value, "failures": {"$lte": attempts}}
-        query = {
+        fits = {
             "tenant": runner.tenant,
             "pool": runner.pool,
             "runner": None,
@@ -325,40 +323,39 @@ class Runners:
             "platform": {"$in": [None, runner.platform]},
             "region": {"$in": [None, runner.region]},
             "offered_to": {"$nin": list(others)},
-            "$or": [*states, failed] if attempts else states,
             **({} if runner.owner is None else {"owner": runner.owner}),
         }
+        attempts = pool.restarts().attempts
+        failed = {**fits, "state": State.FAILED.value, "failures": {"$not": {"$gt": attempts}}}
         with unavailable_when_failing(self._seconds):
             # unscoped: by the runner's tenant and owner
-            found = await self._mongo.agents.find(query, _STANDING).sort("_id", 1).limit(limit).to_list()
-        ready = [one["_id"].partition(":")[2] for one in found if self._may_start(one, pool)]
-        random.shuffle(ready)
-        return ready
+            ready = self._mongo.agents.find({**fits, "state": {"$in": _READY}}, {"_id": 1}).sort("_id", 1)
+            found = [one["_id"] for one in await ready.limit(limit).to_list()]
+            # unscoped: as above
+            late = self._mongo.agents.find(failed, _FAILED).sort("_id", 1).limit(_FAILED_LOOKED_AT)
+            found += [one["_id"] async for one in late if self._may_restart(one, pool)]
+        names = [key.partition(":")[2] for key in found[:limit]]
+        random.shuffle(names)
+        return names
 
-    def _may_start(self, seen: Mapping[str, Any], pool: PoolRecord) -> bool:
+    def _may_restart(self, seen: Mapping[str, Any], pool: PoolRecord) -> bool:
         """Whether an agent that failed has waited long enough, as far as this replica has seen."""
-        if seen["state"] != State.FAILED:
-            return True
-        failures = seen.get("failures", 0)
         now = self._clock.monotonic()
         if len(self._failed_since) > _REMEMBERED:
             self._failed_since.clear()
-        since = self._failed_since.setdefault((seen["_id"], failures), now)
-        return now - since >= pool.pause(failures)
+        since = self._failed_since.setdefault((seen["_id"], seen["version"]), now)
+        return now - since >= pool.pause(seen.get("failures", 0))
 
     async def _taker(self, runner: RunnerRecord, hand_off: str | Literal[True]) -> str:
         """The runner that may claim what this one hands off."""
         present = await self._roster.present(runner.tenant, runner.pool)
         others = [one for one in present if one.name != runner.name and one.state in _CLAIMING]
-        if hand_off is not True:
-            if hand_off not in {one.name for one in others}:
-                raise Conflict(f"The runner '{hand_off}' is not another live one of the pool '{runner.pool}'.")
-            return hand_off
         loads = await self._loads(runner.tenant, others)
         room = {one.name: one.capacity - loads[one.name] for one in others}
-        taker = max(room, key=room.__getitem__, default=None)
-        if taker is None or room[taker] <= 0:
-            raise Conflict(f"No other runner of the pool '{runner.pool}' has room: release the agent, or keep it.")
+        taker = max(room, key=room.__getitem__, default=None) if hand_off is True else hand_off
+        if taker is None or room.get(taker, 0) <= 0:
+            who = "No other runner" if hand_off is True else f"No live runner '{hand_off}'"
+            raise Conflict(f"{who} of the pool '{runner.pool}' has room: release the agent, or keep it.")
         return taker
 
     async def _driven(self, runner: RunnerRecord) -> list[dict[str, Any]]:
@@ -423,5 +420,7 @@ class _Pools:
 _SUMS = ("capacity", "load", "commands_waiting", "commands_dead")
 _CLAIMING = (RunnerState.LIVE,)
 _IS_DRIVEN = {"$cond": [{"$eq": [{"$type": "$runner"}, "string"]}, 1, 0]}
-_STANDING = {"state": 1, "failures": 1}
+_READY = [State.PENDING.value, *(state.value for state in CLAIMED_AS_IS)]
+_FAILED = {"version": 1, "failures": 1}
+_FAILED_LOOKED_AT = 500
 _REMEMBERED = 100_000

@@ -104,7 +104,7 @@ class Runtime:
             seconds=seconds,
         )
         self.reconciler = Reconciler(
-            self.mongo, self.roster, self.orphans, self.commands, settings, self.metrics, clock
+            self.mongo, self.roster, self.orphans, self.commands, self.keys, settings, self.metrics, clock
         )
         self.watcher = Watcher(
             self.mongo, self.cache, self.feed, self.changes, self.scribe, bell, clock, self.metrics, self.tracing

@@ -24,6 +24,7 @@ from app.clock import Clock
 from app.mongo import Mongo, unavailable_when_failing
 from models.errors import InvalidRequest, NotFound, Unauthenticated
 from models.ids import check_id
+from models.runner import RunnerRecord
 from models.tenant import ANONYMOUS, KeyRecord, Right, Scope, TicketRecord
 
 CACHED_SECONDS = 2.0
@@ -188,6 +189,13 @@ class Keys:
             {"tenant": scope.tenant, "runner": runner, "incarnation": {"$lt": incarnation - _TOKENS_REMEMBERED}}
         )
         return token
+
+    async def forget(self, runner: RunnerRecord) -> None:
+        """Let the tokens of a runner's past expire with what is known of it. Raises Unavailable."""
+        past = {"tenant": runner.tenant, "runner": runner.name, "incarnation": {"$lte": runner.past}, "gone_at": None}
+        with unavailable_when_failing(self._seconds):
+            # unscoped: by the tenant
+            await self._mongo.keys.update_many(past, {"$set": {"gone_at": self._clock.now()}})
 
     def _made(self, **fields: Any) -> tuple[KeyRecord, str]:
         secret = secrets.token_urlsafe(32)

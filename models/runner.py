@@ -15,9 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pymongo import IndexModel
 
 from models.assignment import Driver, Restarts
-
-FORGOTTEN_SECONDS = 86_400
-"""How long a runner that is gone is still shown."""
+from models.tenant import FORGOTTEN_SECONDS
 
 
 class RunnerState(StrEnum):
@@ -64,6 +62,11 @@ class RunnerRecord(BaseModel):
     def present(self) -> bool:
         """Whether it is taken to live."""
         return self.state in PRESENT
+
+    @property
+    def past(self) -> int:
+        """The last of its incarnations that drives nothing any more."""
+        return self.incarnation - 1 if self.present else self.incarnation
 
     def driver(self) -> Driver:
         """The runner as far as agents are concerned."""

@@ -14,6 +14,8 @@ from pymongo import IndexModel
 from models.ids import agent_key, check_id
 
 DEFAULT_TENANT = "default"
+FORGOTTEN_SECONDS = 86_400
+"""How long a runner that is gone is still known, and its tokens are."""
 
 
 class Right(StrEnum):
@@ -86,6 +88,7 @@ class KeyRecord(BaseModel):
     runner: str | None = Field(default=None, description="The runner that alone may use it.")
     incarnation: int | None = None
     parent: str | None = Field(default=None, description="The key that registered the runner.")
+    gone_at: datetime | None = Field(default=None, description="When the runner's incarnation ended.")
 
     def scope(self) -> Scope:
         """What the bearer of this key acts in."""
@@ -109,6 +112,7 @@ class Key(KeyRecord, Document):
             IndexModel([("tenant", 1), ("_id", 1)], name="by_tenant"),
             IndexModel([("parent", 1)], name="by_parent", partialFilterExpression={"parent": {"$exists": True}}),
             IndexModel([("tenant", 1), ("runner", 1)], name="by_runner"),
+            IndexModel([("gone_at", 1)], name="forgotten", expireAfterSeconds=FORGOTTEN_SECONDS),
         ]
 
 

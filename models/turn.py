@@ -172,8 +172,8 @@ def broken_off(record: AgentRecord, moves: Sequence[Move], stamp: Stamp, step: s
     Raises IllegalTransition, NotAtHand.
     """
     left = {**unassigned(record), "turn": None, **fields}
-    if moves[-1].to == State.FAILED:
-        left["failures"] = record.failures + 1
+    if moves[-1].to == State.FAILED and (record.runner or record.state in IN_TURN or _crashed(moves[-1])):
+        left["failures"] = record.failures + 1  # one that nobody had begun to start has not failed at anything
     change = move(record, moves, stamp, **left)
     turn, _ = turn_of(record)
     if record.state in IN_TURN and turn != ROOT:
@@ -181,6 +181,10 @@ def broken_off(record: AgentRecord, moves: Sequence[Move], stamp: Stamp, step: s
         appended = tree.append(record, [_closing(record, turn, reason, step)], stamp)
         change = _marked(move_along(appended, moves, stamp, **left), step, INTERRUPTED, reason)
     return change if record.runner is None else widened(change, (RUNNER,), {}, told={"fence": record.fence + 1})
+
+
+def _crashed(one: Move) -> bool:
+    return one.trigger == Trigger.PROCESS_CRASHED
 
 
 def unassigned(record: AgentRecord) -> dict[str, Any]:

@@ -547,11 +547,14 @@ class Runner:
 
 @contextmanager
 def over_already() -> Iterator[None]:
-    """For a move that may have been made: by an earlier try whose answer was lost, by the turn's `max_steps`."""
+    """For a move that may have been made: by an earlier try whose answer was lost, by the turn's `max_steps`.
+
+    By then the next turn may be open; the problem names it.
+    """
     try:
         yield
     except Refused as no:
-        if no.code != "illegal-transition":
+        if no.code != "illegal-transition" and "turn_id" not in no.problem:
             raise
 
 

@@ -152,6 +152,18 @@ class Replica:
             self._child.kill()
             self._child.join()
 
+    def pause(self) -> None:
+        """Stop its threads where they are: connections stay open, nothing answers."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: int) -> None:
+        assert self._child is not None and self._child.pid is not None, "the replica was never started"
+        os.kill(self._child.pid, number)
+
     def stop(self) -> None:
         """End it in peace, or not."""
         if self._child is not None:

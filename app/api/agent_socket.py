@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -15,7 +14,7 @@ from app.api.bodies import HeadBody, TurnBody
 from app.api.body import validated
 from app.api.headers import digest_of, guard, idempotency_id
 from app.api.security import require_any
-from app.api.socket import GOING_AWAY, OF_POLICY, TRY_AGAIN, Frame, Gone, Socket, converse, error_frame
+from app.api.socket import GOING_AWAY, OF_POLICY, TRY_AGAIN, Frame, Socket, converse, error_frame, until_either_ends
 from app.execution import Execution
 from app.feed import Over
 from app.filling import Filling
@@ -44,12 +43,8 @@ class AgentSocket:
 
     async def serve(self, stream: Stream) -> None:
         """Tell the stream and take frames, until either ends. Raises Gone."""
-        telling = asyncio.create_task(self._tell(stream))
-        try:
-            await converse(self.socket, {"prompt": self._prompt, "stop": self._stop, "checkout": self._checkout})
-        finally:
-            telling.cancel()
-            stream.hang_up()
+        handlers = {"prompt": self._prompt, "stop": self._stop, "checkout": self._checkout}
+        await until_either_ends(self._tell(stream), converse(self.socket, handlers))
 
     async def _tell(self, stream: Stream) -> None:
         """Send what happens; end the socket when the stream ends, for a reason that its code tells."""
@@ -70,8 +65,6 @@ class AgentSocket:
         except HoldfastError as error:
             await self.socket.tell(error_frame(error))
             await self.socket.close(TRY_AGAIN, error.code)
-        except Gone:
-            return
 
     async def _prompt(self, frame: Frame) -> Mapping[str, Any]:
         given = {name: value for name, value in frame.items() if name not in _OF_A_FRAME}

@@ -217,7 +217,7 @@ class PoolBody(Body):
     """How a pool restarts agents that failed; what is left out stays as it is."""
 
     restart: Annotated[RestartMode, _named(RestartMode)] = ABSENT
-    attempts: Annotated[int, Field(ge=1, le=1000, description="Starts in a row without a finished turn.")] = ABSENT
+    attempts: Annotated[int, Field(ge=1, le=1000, description="Restarts in a row without a finished turn.")] = ABSENT
     backoff_seconds: Annotated[int | float, Field(ge=0, le=86_400, description="Before the second; then doubled.")] = (
         ABSENT
     )

@@ -11,13 +11,14 @@ from app.api.bodies import DoneBody, FailedBody, HeartbeatBody
 from app.api.body import validated
 from app.api.execution import shown_command
 from app.api.runners import shown_beat
-from app.api.socket import OF_POLICY, TRY_AGAIN, Frame, Gone, Socket, converse, error_frame
+from app.api.socket import GOING_AWAY, OF_POLICY, Frame, Socket, converse, error_frame, until_either_ends
 from app.commands import Commands
 from app.runners import Runners
+from app.tenancy import Keys
 from models.errors import HoldfastError, InvalidRequest, Unavailable
 from models.tenant import Scope
 
-_POLL_SECONDS = 15.0
+_POLL_SECONDS = 5.0
 _PAUSE_SECONDS = 0.5
 
 
@@ -30,15 +31,12 @@ class RunnerSocket:
     runner: str
     runners: Runners
     commands: Commands
+    keyring: Keys
 
     async def serve(self) -> None:
         """Send commands and take frames, until either side leaves or the runner is no more. Raises Gone."""
-        sending = asyncio.create_task(self._send_commands())
         handlers = {"heartbeat": self._beat, "ack": self._ack, "complete": self._complete, "fail": self._fail}
-        try:
-            await converse(self.socket, handlers)
-        finally:
-            sending.cancel()
+        await until_either_ends(self._send_commands(), converse(self.socket, handlers))
 
     async def _send_commands(self) -> None:
         """Send what is due, again until it is acknowledged."""
@@ -52,13 +50,14 @@ class RunnerSocket:
                 for command in due:
                     await self.socket.tell({"type": "command", **shown_command(command)})
                 if not due and self.runners.ending:
-                    await self.socket.close(TRY_AGAIN, "going-away")
+                    await self.socket.close(GOING_AWAY)
+                    return
+                if not await self.keyring.still_allows(self.caller):
+                    await self.socket.close(OF_POLICY, "unauthenticated")
                     return
         except HoldfastError as error:
             await self.socket.tell(error_frame(error))
             await self.socket.close(OF_POLICY, error.code)
-        except Gone:
-            return
 
     async def _beat(self, frame: Frame) -> Mapping[str, Any]:
         body = validated(_rest(frame), HeartbeatBody)

@@ -208,7 +208,7 @@ class PoolRoutes(Controller):
 @post("/v1/reconcile", **DECIDE, status_code=200, summary="Free agents of runners that are gone", tags=["execution"])
 async def reconcile(caller: Caller, reconciler: NamedDependency[Reconciler]) -> Answer[shapes.Report]:
     """Free what dead runners hold in the caller's tenant; it also runs by itself."""
-    return _answer((await reconciler.reconcile(caller.tenant)).shown())
+    return _answer((await reconciler.reconcile(caller)).shown())
 
 
 def _version(done: Any) -> int:

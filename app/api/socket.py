@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
 from typing import Any
 
 from litestar.types import Receive, Scope, Send
@@ -12,11 +13,14 @@ from app.api.answers import encode
 from app.api.body import Limits, decode
 from app.api.problems import of_domain
 from app.api.sse import STUCK_SECONDS
+from app.tasks import end
 from app.telemetry import get_logger
 from models.errors import HoldfastError, InvalidRequest
 
 GOING_AWAY, OF_POLICY, TRY_AGAIN = 1001, 1008, 1013
 """Close codes of RFC 6455: the replica stops; the caller may not go on; it missed something and resumes."""
+
+_CLOSING_SECONDS = 2.0
 
 Frame = dict[str, Any]
 _log = get_logger(__name__)
@@ -74,10 +78,11 @@ class Socket:
             raise Gone from error
 
     async def close(self, code: int, reason: str = "") -> None:
-        """End it from here."""
+        """End it from here, if the other side lets us."""
         if self._opened:
-            async with self._writing:
-                await self._send({"type": "websocket.close", "code": code, "reason": reason})
+            with suppress(TimeoutError, OSError):
+                async with asyncio.timeout(_CLOSING_SECONDS), self._writing:
+                    await self._send({"type": "websocket.close", "code": code, "reason": reason})
 
     def _decoded(self, message: Mapping[str, Any]) -> Frame:
         text = message.get("text")
@@ -91,6 +96,17 @@ class Socket:
 
 Handler = Callable[[Frame], Awaitable[Mapping[str, Any]]]
 """Does what a frame asks for, and says what came of it. Raises HoldfastError."""
+
+
+async def until_either_ends(telling: Coroutine[Any, Any, None], answering: Coroutine[Any, Any, None]) -> None:
+    """Let both run until one of them is over: nobody is answered who is told nothing any more. Raises as they do."""
+    tasks = [asyncio.create_task(telling), asyncio.create_task(answering)]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        await end(*tasks)
 
 
 async def converse(socket: Socket, handlers: Mapping[str, Handler]) -> None:

@@ -92,4 +92,4 @@ class Sockets:
         parts = self._parts
         await parts.runners.own(caller, runner)
         await socket.open(echoed_headers(headers))
-        await RunnerSocket(socket, caller, runner, parts.runners, parts.commands).serve()
+        await RunnerSocket(socket, caller, runner, parts.runners, parts.commands, parts.keyring).serve()

@@ -8,7 +8,7 @@ import typer
 from pydantic import ValidationError
 from pymongo.errors import ConfigurationError, PyMongoError
 
-from app.cli import collect, database, doctor, imports, keys, migrate, serve
+from app.cli import collect, database, doctor, imports, keys, migrate, reconcile, serve
 from app.cli.console import Failure, say
 from app.config import Settings
 from app.mongo import DatabaseProblem
@@ -35,6 +35,7 @@ cli.command("serve")(serve.serve)
 cli.command("import")(imports.take_in)
 cli.command("collect")(collect.collect)
 cli.command("doctor")(doctor.examine)
+cli.command("reconcile")(reconcile.reconcile)
 cli.command("migrate")(migrate.migrate)
 
 
