@@ -9,9 +9,9 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from pymongo.database import Database as Tables
 from app.clock import SystemClock
 from app.config import Settings
 from app.lanes import Terms
-from app.migrations import STILL_SECONDS, Lock, MigrationProblem, load
+from app.migrations import STILL_SECONDS, Lock, MigrationProblem, Migrations, load
 from app.reads import Freshness
 from app.runtime import Runtime, running
 from models.errors import Conflict, NotFound
@@ -352,6 +352,43 @@ async def test_replicas_write_meanwhile_and_lose_nothing(place: Place) -> None:
     assert checked.returncode == 0, checked.stdout
 
 
+async def test_runs_that_do_not_see_each_other_spoil_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock spares work and no more: without it, too, each document is changed once."""
+
+    @asynccontextmanager
+    async def open_to_all(_: Lock) -> AsyncIterator[None]:
+        yield
+
+    monkeypatch.setattr(Lock, "held", open_to_all)
+    place.add_many(60, status="running", agent_id="r")
+    async with place.replica() as one, place.replica() as other:
+
+        async def run(runtime: Runtime) -> int:
+            migrations = Migrations(load(), runtime.mongo, runtime.store, SystemClock(), seconds=3)
+            return sum([standing.changed_now async for standing in migrations.apply(lambda _: None)])
+
+        assert sum(await asyncio.gather(run(one), run(other))) == 120
+    assert place.tables["agents"].count_documents({"version": 2, "pool": "r", "state": "idle"}) == 60
+
+
+async def test_a_document_that_was_written_meanwhile_is_decided_on_anew(place: Place) -> None:
+    """A pool that was chosen between the look and the commit stays; the commit is refused by the version."""
+    place.add("raced", status="pending")
+    place.migrated()
+    agents, (_, pools) = place.tables["agents"], load()
+    agents.update_one({"_id": "default:raced"}, {"$set": {"agent_id": "fixed"}})
+
+    def assigned(document: Mapping[str, Any]) -> Mapping[str, Any]:
+        agents.update_one({"_id": "default:raced", "pool": None}, {"$set": {"pool": "chosen"}, "$inc": {"version": 1}})
+        return pools.assigned(document)
+
+    async with place.replica() as runtime:
+        raced = replace(pools, number=1, assigned=assigned)
+        migrations = Migrations([raced], runtime.mongo, runtime.store, SystemClock(), seconds=3)
+        assert [standing.changed_now async for standing in migrations.apply(lambda _: None)] == [0]
+    assert place.document("raced")["pool"] == "chosen"
+
+
 def test_what_can_not_be_migrated_is_named_and_stops_what_comes_after(place: Place) -> None:
     place.add("good", status="running", agent_id="r")
     place.add("lost", status="running", head="nowhere")
@@ -422,7 +459,6 @@ def test_a_slip_of_the_keyboard_is_told(place: Place, words: tuple[str, ...]) ->
 
 def test_migrate_teaches_and_needs_a_database(place: Place) -> None:
     assert "Apply the migrations" in place.call("migrate", "--help").stdout
-    away: Callable[..., Place] = lambda: Place("mongodb://127.0.0.1:1/", place.tables, place.folder)  # noqa: E731
-    done = away().call("migrate")
+    done = replace(place, uri="mongodb://127.0.0.1:1/").call("migrate")
     assert (done.returncode, done.stdout) == (1, "")
     assert "127.0.0.1:1" in done.stderr
