@@ -253,3 +253,31 @@ async def test_command_of_an_unknown_agent_is_not_found(replicas: tuple[Api, Api
     api, _ = replicas
     await Handle(api, "nobody").call("POST", "/commands", {"action": "stop"}, expect="not-found")
     await api.call("GET", "/v1/commands/nobody", expect="not-found")
+
+
+async def test_word_that_comes_again_changes_nothing_more(replicas: tuple[Api, Api], pool: str) -> None:
+    """A terminated agent that was started again is not ended by the same word said twice."""
+    api, _ = replicas
+    agent = await api.made(pool=pool)
+    runner = await Runner.made(api, pool)
+    await runner.claim()
+    command = await asked(agent, "terminate")
+    await got(runner)
+    done = await said(api, command, "complete")
+    await asked(agent, "start")
+    await runner.claim()
+    assert (await agent.read())["state"] == "starting"
+    assert await said(api, command, "complete") == done
+    assert (await agent.read())["state"] == "starting"
+
+
+async def test_start_waits_for_a_runner_whatever_the_pools_policy(mortal: tuple[Api, Api], pool: str) -> None:
+    """An agent that nobody began to start has not failed, also where failed ones are never started again."""
+    api, _ = mortal
+    await api.call("PUT", f"/v1/pools/{pool}", {"restart": "never"})
+    agent = await api.made(pool=pool)
+    await agent.call("POST", "/transitions", {"to": "stopped", "trigger": "user_terminated"})
+    await asked(agent, "start")
+    await until(lambda: agent.call("GET"), lambda shown: shown["state"] == "failed", 30)
+    runner = await Runner.made(api, pool)
+    assert [claim["agent"] for claim in await runner.claim()] == [agent.id]

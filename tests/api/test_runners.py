@@ -11,6 +11,8 @@ import pytest
 import pytest_asyncio
 from pymongo import MongoClient
 
+from app.config import Settings
+from app.runtime import running
 from tests.api.conftest import MORTAL_TTL, KeyMaker
 from tests.api.driver import Api, Handle, Json, bearer
 from tests.contract.samples import OF_AN_AGENT, READERS, SAMPLES, Route, name_of, prepared, send
@@ -472,3 +474,50 @@ async def test_tenants_pools_never_meet(keyed: Api, new_key: KeyMaker, tenant: s
     await keyed.call("GET", f"/v1/runners/{stranger.id}", headers=mine, expect="not-found")
     pools = (await keyed.call("GET", "/v1/pools", headers=mine)).json()["items"]
     assert [(one["pool"], one["runners"]) for one in pools] == [(pool, {})]
+
+
+async def test_token_registers_nobody_and_ends_with_its_key(
+    keyed: Api, keyed_settings: Settings, mongo_uri: str, new_key: KeyMaker, tenant: str, pool: str
+) -> None:
+    """Whoever loses the key loses all that came of it."""
+    key = await new_key(tenant, "runner")
+    runner = await Runner.made(keyed, pool, headers=bearer(key))
+    body = {"pool": pool, "platform": "local", "capacity": 1}
+    for name in ({}, {"id": runner.id}):
+        await keyed.call("POST", "/v1/runners", {**body, **name}, headers=runner.token, expect="forbidden")
+    async with running(keyed_settings, mongo_uri) as runtime:
+        await runtime.keys.revoke(key.split("_")[1])
+    deadline = asyncio.get_running_loop().time() + 10
+    path = f"/v1/runners/{runner.id}/heartbeat"
+    while (await keyed.http.post(path, json={}, headers=runner.token)).status_code != 401:
+        assert asyncio.get_running_loop().time() < deadline
+        await asyncio.sleep(0.1)
+
+
+async def test_hand_off_does_not_wait_for_one_that_drains(replicas: tuple[Api, Api], pool: str) -> None:
+    """It claims nothing more, so others may; and one that is full is no taker."""
+    api, _ = replicas
+    agent = await api.made(pool=pool)
+    one, two, three = [await Runner.made(api, pool, 1) for _ in range(3)]
+    await idle(agent, (await one.claim())[0])
+    await one.call("POST", "/release", {"agent": agent.id, "hand_off": two.id})
+    await two.call("POST", "/drain")
+    assert [claim["agent"] for claim in await three.claim()] == [agent.id]
+    other = await api.made(pool=pool)
+    assert [claim["agent"] for claim in await one.claim()] == [other.id]
+    await one.call("POST", "/release", {"agent": other.id, "hand_off": three.id}, expect="conflict")
+
+
+async def test_reconciliation_ends_at_the_owner_of_the_key(
+    keyed: Api, new_key: KeyMaker, tenant: str, pool: str
+) -> None:
+    """Who does not see an agent does not change it."""
+    everything, ann = bearer(await new_key(tenant)), bearer(await new_key(tenant, owner="ann"))
+    made = await keyed.call("POST", "/v1/agents", {"pool": pool, "owner": "bob", "dormant": False}, headers=everything)
+    path = f"/v1/agents/{made.json()['id']}"
+    runner = await Runner.made(keyed, pool, headers=everything)
+    await runner.claim()
+    await keyed.call("DELETE", f"/v1/runners/{runner.id}", headers=everything)
+    report = await keyed.call("POST", "/v1/reconcile", headers=ann)
+    assert report.json()["changed"] == []
+    assert (await keyed.call("GET", path, headers=everything)).json()["state"] == "failed"

@@ -20,7 +20,7 @@ import pytest
 
 from tests.harness import STRONG, Database, Replica, deployment, wait_until
 
-SECONDS = 60.0
+SECONDS = 6.0
 TTL_SECONDS = 3
 QUICK = ("--steps", "2", "--step-seconds", "0.05")
 SLOW = ("--steps", "60", "--step-seconds", "0.5")
@@ -155,6 +155,12 @@ class Agent:
     def runner(self, runner: Runner, verb: str, **body: object) -> Any:
         """A call about its runner, by the key that registered it."""
         return self._sent("POST", f"/v1/runners/{runner.name}/{verb}", body)
+
+    def changes(self, kinds: str) -> list[Json]:
+        """What the change log tells of it, of these kinds."""
+        query = {"agent": self.id, "kinds": kinds, "limit": "200"}
+        found: list[Json] = self._client.get("/v1/changes", params=query).json()["items"]
+        return found
 
     def runner_now(self, runner: Runner) -> Any:
         return self._client.get(f"/v1/runners/{runner.name}").json()
@@ -379,6 +385,8 @@ def test_draining_hands_agents_over_to_another_runner(running: Running, made: Ma
     assert bob.wait_for("claimed", agent=agent.id)["state"] == "idle"
     assert ann.ended() == 0
     agent.answered(agent.prompt())
+    freed = [entry["by"] for entry in agent.changes("runner") if entry.get("runner") is None]
+    assert freed == [f"runner:{ann.name}"]
 
 
 def test_a_user_can_stop_a_turn(running: Running, made: Made) -> None:
@@ -426,9 +434,14 @@ def test_commands_are_carried_out(running: Running, made: Made) -> None:
 
 
 class Unreliable:
-    """What is between the runner and a replica: answers nothing to every second request of these, and has no feeds."""
+    """What is between the runner and a replica: answers nothing to every second request of these, and has no feeds.
 
-    def __init__(self, replica: Replica, *cut: tuple[str, str]) -> None:
+    What else is to happen before a request is passed on is done by `before`, which is given its method, path and body.
+    """
+
+    def __init__(
+        self, replica: Replica, *cut: tuple[str, str], before: Callable[[str, str, bytes], object] = lambda *_: None
+    ) -> None:
         self.cuts: dict[tuple[str, str], int] = dict.fromkeys(cut, 0)
         self._client = client = httpx.Client(base_url=replica.url, timeout=30)
         lock, unreliable = threading.Lock(), self
@@ -441,6 +454,7 @@ class Unreliable:
                 if self.path.startswith("/v1/changes"):
                     self._answer(503, b"{}")
                     return
+                before(self.command, self.path, body)
                 answer = client.request(self.command, self.path, content=body, headers=dict(self.headers))
                 kind = next((one for one in cut if one[0] == self.command and self.path.endswith(one[1])), None)
                 with lock:
@@ -463,7 +477,6 @@ class Unreliable:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # the runner hung up
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     @contextmanager
@@ -502,6 +515,48 @@ def test_lost_answers_and_no_events_at_all_cost_nothing_but_time(
     for agent in agents:
         assert_all_there(agent, ann)
         assert agent.now()["runner"] is None
+
+
+def test_a_prompt_that_comes_while_its_agent_is_let_go_is_driven_first(
+    running: Running, replicas: list[Replica], made: Made
+) -> None:
+    agent = made()
+    turns: list[str] = []
+
+    def prompt_once(_: str, path: str, __: bytes) -> None:
+        if path.endswith("/release") and not turns:
+            turns.append(agent.prompt())
+
+    with Unreliable(replicas[0], before=prompt_once).between() as url:
+        ann = running("ann", *QUICK, urls=[url])
+        ann.wait_for("connected")
+        ann.process.send_signal(signal.SIGTERM)
+        assert ann.ended() == 0
+    assert [ann.events("finished", turn=turn)[0]["outcome"] for turn in turns] == ["completed"]
+    assert (agent.now()["state"], agent.now()["runner"]) == ("idle", None)
+
+
+def test_a_write_that_is_fenced_out_is_never_sent_again(running: Running, replicas: list[Replica], made: Made) -> None:
+    agent = made()
+    steps: list[bytes] = []
+
+    def take_away(_: str, path: str, body: bytes) -> None:
+        if path.endswith("/steps"):
+            steps.append(body)
+            if len(steps) == 3:
+                agent.runner(ann, "release", agent=agent.id)
+
+    with Unreliable(replicas[0], before=take_away).between() as url:
+        ann = running("ann", "--steps", "3", "--step-seconds", "0.05", urls=[url])
+        ann.wait_for("connected")
+        agent.prompt()
+        ann.wait_for("fenced-out", agent=agent.id)
+        again = ann.wait_for("claimed", 2, agent=agent.id)
+        ann.wait_for("connected", 2)
+        agent.answered(agent.prompt())
+    assert again["attempt"] == 2
+    assert steps[2] not in steps[3:]
+    assert ann.events("crashed") == []
 
 
 def test_a_last_step_whose_answer_was_lost_is_answered_again(made: Made) -> None:

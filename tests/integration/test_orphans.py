@@ -1,0 +1,63 @@
+"""Late news of a runner's death, worked off when it lives again: nothing of its new life is touched."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest_asyncio
+
+from app.config import Settings
+from app.lanes import Terms
+from app.runtime import Runtime, running
+from models.command import Action
+from models.tenant import ANONYMOUS
+
+RUNNER = {"id": "phoenix", "pool": "p", "platform": "local", "capacity": 5}
+
+
+@pytest_asyncio.fixture
+async def runtime(mongo_uri: str, tmp_path: Path) -> AsyncIterator[Runtime]:
+    settings = Settings(mongodb_database=f"test_{uuid4().hex[:12]}", data=tmp_path, runner_ttl_seconds=300)
+    async with running(settings, mongo_uri) as made:
+        yield made
+        await made.mongo.client.drop_database(settings.mongodb_database)
+
+
+async def test_death_of_an_earlier_incarnation_frees_nothing_of_the_next(runtime: Runtime) -> None:
+    """Neither its agents nor what it acknowledged; those of the dead one it does free."""
+    for agent in ("old", "new"):
+        await runtime.agents.create(ANONYMOUS, {"id": agent, "pool": "p"}, Terms())
+    first, _, _ = await runtime.runners.register(ANONYMOUS, RUNNER)
+    (claim, _) = await runtime.runners.claim(ANONYMOUS, "phoenix", 5, 0)
+    dead = await runtime.roster.expire(first.id, first.incarnation, first.beat)
+    assert dead is not None
+    again, _, _ = await runtime.runners.register(ANONYMOUS, RUNNER)
+    assert {one["attempt"] for one in await runtime.runners.claim(ANONYMOUS, "phoenix", 5, 0)} == {2}
+    command = await runtime.commands.create(ANONYMOUS, claim["agent"], {"action": Action.CUSTOM}, Terms())
+    await runtime.runners.commands(ANONYMOUS, "phoenix", 0)
+    await runtime.commands.ack(ANONYMOUS, command.name)
+    assert await runtime.orphans.free(dead) == []
+    await runtime.commands.leave(dead)
+    driven = (await runtime.runners.heartbeat(ANONYMOUS, "phoenix", None, None)).agents
+    assert {one["id"] for one in driven} == {"old", "new"}
+    assert (await runtime.commands.get(ANONYMOUS, command.name)).status == "acked"
+    gone = await runtime.roster.expire(again.id, again.incarnation, again.beat + 1)
+    assert gone is not None
+    assert {one.agent for one in await runtime.orphans.free(gone)} == {"old", "new"}
+
+
+async def test_dry_run_says_what_would_be_changed_and_changes_nothing(runtime: Runtime) -> None:
+    """The same agents that a real run changes then."""
+    for agent in ("a", "b"):
+        await runtime.agents.create(ANONYMOUS, {"id": agent, "pool": "p", "dormant": agent == "b"}, Terms())
+    runner, _, _ = await runtime.runners.register(ANONYMOUS, RUNNER)
+    await runtime.runners.claim(ANONYMOUS, "phoenix", 5, 0)
+    await runtime.reconciler.stop()
+    assert await runtime.roster.expire(runner.id, runner.incarnation, runner.beat) is not None
+    foreseen = await runtime.reconciler.reconcile(None, dry_run=True)
+    assert [(one.agent, one.state, one.to) for one in foreseen.changed] == [("a", "starting", "failed")]
+    done = await runtime.reconciler.reconcile(None)
+    assert [one.shown() for one in done.changed] == [one.shown() for one in foreseen.changed]
+    assert (await runtime.reconciler.reconcile(None)).changed == []
