@@ -81,15 +81,16 @@ class Roster:
         return [RunnerRecord.model_validate(document) for document in found]
 
     async def beat(self, scope: Scope, name: str, capacity: int | None) -> RunnerRecord:
-        """Take a heartbeat. Raises as `own` does."""
-        known = await self.own(scope, name) if scope.runner is None else None
-        incarnation = scope.incarnation if known is None else known.incarnation
-        if known is None:
-            _require_named(scope, name)
+        """Take a heartbeat: one small write. Raises as `own` does."""
+        _require_named(scope, name)
+        guard: dict[str, Any] = {"_id": _key(scope, name), "state": {"$in": _PRESENT}}
+        if scope.runner is not None:
+            guard["incarnation"] = scope.incarnation
+        elif Right.ADMIN not in scope.rights:
+            guard["key"] = scope.by
         seen = {"seen_at": self._clock.now(), **({} if capacity is None else {"capacity": capacity})}
-        alive = {"_id": _key(scope, name), "incarnation": incarnation, "state": {"$in": _PRESENT}}
         with unavailable_when_failing(self._seconds):
-            beaten = await self._changed(alive, {"$inc": {"beat": 1}, "$set": seen})
+            beaten = await self._changed(scope.filter(guard), {"$inc": {"beat": 1}, "$set": seen})
         return beaten or await self.own(scope, name)
 
     async def drain(self, scope: Scope, name: str) -> RunnerRecord:

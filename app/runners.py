@@ -235,7 +235,8 @@ class Runners:
         pool = await self._roster.pool(runner.tenant, runner.pool)
         present = await self._roster.present(runner.tenant, runner.pool)
         others = frozenset(one.name for one in present if one.name != runner.name and one.state in _CLAIMING)
-        waiting = await self._waiting(runner, pool, others, most + _SPARE)
+        limit = min((most + _SPARE) * (len(others) + 1), _LOOKED_AT)
+        waiting = await self._waiting(runner, pool, others, limit)
         if not waiting:
             return []
         share = await self._share(runner, present, len(waiting)) if may_yield else most
@@ -332,7 +333,7 @@ class Runners:
             ready = self._mongo.agents.find({**fits, "state": {"$in": _READY}}, {"_id": 1}).sort("_id", 1)
             found = [one["_id"] for one in await ready.limit(limit).to_list()]
             # unscoped: as above
-            late = self._mongo.agents.find(failed, _FAILED).sort("_id", 1).limit(_FAILED_LOOKED_AT)
+            late = self._mongo.agents.find(failed, _FAILED).sort("_id", 1).limit(_LOOKED_AT)
             found += [one["_id"] async for one in late if self._may_restart(one, pool)]
         names = [key.partition(":")[2] for key in found[:limit]]
         random.shuffle(names)
@@ -422,5 +423,5 @@ _CLAIMING = (RunnerState.LIVE,)
 _IS_DRIVEN = {"$cond": [{"$eq": [{"$type": "$runner"}, "string"]}, 1, 0]}
 _READY = [State.PENDING.value, *(state.value for state in CLAIMED_AS_IS)]
 _FAILED = {"version": 1, "failures": 1}
-_FAILED_LOOKED_AT = 500
+_LOOKED_AT = 1_000
 _REMEMBERED = 100_000

@@ -183,6 +183,11 @@ class Replica:
         wait_until(lambda: not child.is_alive(), seconds, f"replica {self.name} to end")
         return int(child.exitcode or 0)
 
+    @property
+    def alive(self) -> bool:
+        """Whether the process is there."""
+        return self._child is not None and self._child.is_alive()
+
     def resident_bytes(self) -> int:
         """What the process holds in memory (Linux)."""
         assert self._child is not None, "the replica was never started"

@@ -28,6 +28,7 @@ from scripts.bench import (
     read_500,
     read_apart,
     replicas,
+    runners,
     soak,
     strong_read,
 )
@@ -54,6 +55,7 @@ _BENCHMARKS: dict[str, Benchmark] = {
         lag,
         memory,
         replicas,
+        runners,
         soak,
         peers,
     )

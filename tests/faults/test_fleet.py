@@ -157,7 +157,7 @@ class Chaos:
     async def kill_replica(self) -> None:
         victim = self._random.choice(self._fleet.replicas)
         victim.kill9()
-        await asyncio.to_thread(victim.restart)
+        await asyncio.to_thread(_restarted, victim)
 
     async def pause_replica(self) -> None:
         victim = self._random.choice(self._fleet.replicas)
@@ -174,6 +174,17 @@ class Chaos:
         self._fleet.database.pause()
         await asyncio.sleep(self._random.choice((0.3, TTL + 1)))
         self._fleet.database.resume()
+
+
+def _restarted(replica: Replica) -> None:
+    """Start a replica until it stays: it gives up at once while the database is away, as whoever runs it expects."""
+    while True:
+        replica.start()
+        wait_until(
+            lambda: replica.readiness() == 200 or not replica.alive, 60, f"{replica.name} to serve, or to give up"
+        )
+        if replica.alive:
+            return
 
 
 def verdict_of(fleet: Fleet, prompter: Prompter) -> Verdict:
