@@ -127,7 +127,7 @@ class ExecutionRoutes(Controller):
         self, agent_id: AgentId, data: JSONBody[CommandBody], posted: Writing, commands: NamedDependency[Commands]
     ) -> Answer[shapes.Command]:
         async def encoded(command: CommandRecord) -> Reply:
-            return Reply(201, encode(shown_command(command)))
+            return Reply(201, encode(shown_command(command)), {"Location": f"/v1/commands/{command.name}"})
 
         terms = Terms(posted.guard, await posted.once(encoded))
         made = await commands.create(posted.caller, agent_id, data.given(), terms)

@@ -39,8 +39,8 @@ _SHOWN = ("pool", "platform", "region", "capacity", "metadata", "state", "incarn
 _TIMES = ("registered_at", "seen_at", "gone_at")
 
 
-def _answer(value: Any, status: int = 200) -> Answer[Any]:
-    return Answer(encode(value), status_code=status, media_type=JSON)
+def _answer(value: Any, status: int = 200, **headers: str) -> Answer[Any]:
+    return Answer(encode(value), status_code=status, media_type=JSON, headers=headers)
 
 
 def shown_runner(runner: RunnerRecord, load: int, settings: Settings) -> dict[str, Any]:
@@ -77,7 +77,8 @@ class RunnerRoutes(Controller):
         self, caller: Caller, data: JSONBody[RunnerBody], runners: Fleet, settings: NamedDependency[Settings]
     ) -> Answer[shapes.Registered]:
         runner, token, new = await runners.register(caller, data.given())
-        return _answer({**shown_runner(runner, 0, settings), "token": token}, 201 if new else 200)
+        shown = {**shown_runner(runner, 0, settings), "token": token}
+        return _answer(shown, 201 if new else 200, Location=f"/v1/runners/{runner.name}")
 
     @get(**LIST, summary="List runners, present and gone")
     async def list(

@@ -297,6 +297,26 @@ def test_collect_removes_what_nothing_refers_to(holdfast: Call, data: Path, tmp_
     assert (refused.returncode, "at least twice" in refused.stderr) == (1, True)
 
 
+def test_reconcile_frees_what_a_silent_runner_left_when_no_replica_runs(holdfast: Call, data: Path) -> None:
+    """It says what it would do, watches for as long as the lease is, does it, and finds nothing more to do."""
+    brief = {"HOLDFAST_RUNNER_TTL_SECONDS": "1"}
+    with serving(data) as (replica, url):
+        for body in ({"id": "eve", "pool": "p"}, {"id": "ada"}):
+            httpx.post(f"{url}/v1/agents", json=body).raise_for_status()
+        runner = {"id": "r1", "pool": "p", "platform": "local", "capacity": 1}
+        httpx.post(f"{url}/v1/runners", json=runner).raise_for_status()
+        assert len(httpx.post(f"{url}/v1/runners/r1/claim", json={"max": 1}).json()["claims"]) == 1
+        replica.kill()
+        replica.wait()
+    assert holdfast("reconcile", "--dry-run", **brief).stdout == "1 agents examined, 0 would be changed\n"
+    lines = holdfast("reconcile", **brief).stdout.splitlines()
+    assert lines == [
+        "changed default:eve starting -> failed: its runner 'r1' is silent",
+        "1 agents examined, 1 changed",
+    ]
+    assert holdfast("reconcile", **brief).stdout == "0 agents examined, 0 changed\n"
+
+
 def test_doctor_fails_when_something_is_wrong_and_still_reports_the_rest(holdfast: Call) -> None:
     done = holdfast("doctor", MONGODB_URI=f"mongodb://127.0.0.1:{free_port()}/")
     assert done.returncode == 1
@@ -339,7 +359,11 @@ def test_a_slip_of_the_keyboard_is_told(holdfast: Call, words: tuple[str, ...]) 
 
 
 @pytest.mark.parametrize(
-    "words", [(), ("db",), ("serve",), ("keys",), ("keys", "create"), ("import",), ("collect",), ("doctor",)]
+    "words",
+    [
+        *((), ("db",), ("serve",), ("keys",), ("keys", "create"), ("import",), ("collect",), ("doctor",)),
+        *(("reconcile",), ("migrate",)),
+    ],
 )
 def test_help_teaches(holdfast: Call, words: tuple[str, ...]) -> None:
     done = holdfast(*words, "--help")
