@@ -198,8 +198,12 @@ class Worker:
         return [event for event in list(self.events) if event["event"] in kinds and event["t"] >= since]
 
     def in_the_middle(self) -> bool:
-        """Whether it drives a turn just now, of which something is acknowledged."""
-        newest = {event["agent"]: event["event"] for event in list(self.events) if "agent" in event}
+        """Whether it drives a turn just now, in its present life, of which something is acknowledged."""
+        newest: dict[str, str] = {}
+        for event in list(self.events):
+            if event["event"] == "registered":
+                newest.clear()
+            newest[event.get("agent", "")] = event["event"]
         return "step" in newest.values()
 
     def reason(self) -> str:
@@ -309,6 +313,11 @@ class Fleet:
             newest[event["agent"]] = event
         return {agent: event["fence"] for agent, event in newest.items() if event["by"] == worker.name}
 
+    def busiest(self) -> Worker:
+        """The runner with the most agents of those that are in the middle of a turn, once there is one."""
+        _wait(lambda: any(worker.in_the_middle() for worker in self.workers), "No runner drove a turn.")
+        return max(self.workers, key=lambda worker: (worker.in_the_middle(), len(self.held_by(worker))))
+
     def wait_for_work(self, what: str) -> None:
         """Wait until more steps and turns than just were under way are acknowledged."""
         since = time.time()
@@ -374,7 +383,6 @@ def _assemble(story: Story, house: House, closing: ExitStack) -> Fleet:
 
 def _play(fleet: Fleet) -> None:
     """Everything between the start of the replicas and the last answer."""
-    ann, bob, cid = fleet.workers
     for replica in fleet.replicas:
         replica.start()
     fleet.story.chapter(f"{len(AGENTS)} agents are driven, and prompted all along")
@@ -387,17 +395,16 @@ def _play(fleet: Fleet) -> None:
     _wait(lambda: len(fleet.told("registered")) == len(RUNNERS), "The runners did not register.")
     fleet.prompter.start()
     fleet.wait_for_work("at first")
-    _kill(fleet, ann)
-    _freeze(fleet, bob)
+    _kill(fleet, fleet.busiest())
+    _freeze(fleet, fleet.busiest())
     _kill_replica(fleet, fleet.replicas[0])
     _pause_database(fleet)
-    _drain(fleet, cid)
+    _drain(fleet, fleet.busiest())
     _come_to_rest(fleet)
 
 
 def _kill(fleet: Fleet, worker: Worker) -> None:
     """SIGKILL in the middle of a turn; somebody else takes over, and it may come back."""
-    _wait(worker.in_the_middle, f"'{worker.name}' drove no turn.")
     fleet.timeline.act(f"kill -9 {worker.name}, in the middle of a turn")
     at = time.time()
     worker.kill()
@@ -412,7 +419,6 @@ def _kill(fleet: Fleet, worker: Worker) -> None:
 
 def _freeze(fleet: Fleet, worker: Worker) -> None:
     """SIGSTOP in the middle of a turn, until others drive its agents; then it comes back and knows nothing of it."""
-    _wait(worker.in_the_middle, f"'{worker.name}' drove no turn.")
     fleet.timeline.act(f"SIGSTOP {worker.name}, in the middle of a turn")
     at = time.time()
     worker.signal(signal.SIGSTOP)
