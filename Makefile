@@ -7,7 +7,7 @@ PORT ?= 8700
 UV_VERSION := 0.13.8
 PY := .venv/bin/python
 STAMP := .venv/.ready
-ABOUT_STEPS := $(patsubst %,tests/api/test_%.py,steps head_branches fork results revert_redo_clear export_import feeds \
+ABOUT_STEPS := $(patsubst %,tests/api/test_%.py,steps head_branches fork results revert_redo_clear export_import feeds turns \
 	traces stored_apart)
 
 help: ## show this list

@@ -138,7 +138,7 @@ class Runners:
         runner = await self._roster.own(scope, name)
         with self._bell.listening(pool_topic(runner.tenant, runner.pool)) as heard:
             while True:
-                claims = await self._taken(scope, runner, most, may_yield=True)
+                claims = await self._taken(scope, runner, most)
                 if claims or not await self._goes_on(heard, until):
                     return claims
                 runner = await self._roster.own(scope, name)
@@ -228,7 +228,7 @@ class Runners:
         await heard.wait(min(left, _POLL_SECONDS))
         return True
 
-    async def _taken(self, scope: Scope, runner: RunnerRecord, most: int, *, may_yield: bool) -> list[dict[str, Any]]:
+    async def _taken(self, scope: Scope, runner: RunnerRecord, most: int) -> list[dict[str, Any]]:
         """Claim what waits: the runner's share of the pool at once, the rest after others had a moment to take it."""
         if runner.state != RunnerState.LIVE:
             return []
@@ -239,12 +239,13 @@ class Runners:
         waiting = await self._waiting(runner, pool, others, limit)
         if not waiting:
             return []
-        share = await self._share(runner, present, len(waiting)) if may_yield else most
+        share = min(most, await self._share(runner, present, len(waiting)))
         terms = ClaimTerms(runner.driver(), pool.restarts(), others)
-        claims = await self._claim_each(scope, runner, terms, waiting, min(most, share))
-        if len(claims) < most and share < most:
+        claims = await self._claim_each(scope, runner, terms, waiting, share)
+        if share < most and len(claims) == share < len(waiting):
             await asyncio.sleep(_YIELD_SECONDS)
-            claims += await self._taken(scope, runner, most - len(claims), may_yield=False)
+            left = set(waiting).intersection(await self._waiting(runner, pool, others, limit))
+            claims += await self._claim_each(scope, runner, terms, list(left), most - share)
         return claims
 
     async def _share(self, runner: RunnerRecord, present: Sequence[RunnerRecord], waiting: int) -> int:

@@ -106,7 +106,8 @@ def append(
     count = turn["steps"] + len(own)
     if count >= _max_steps(record):
         ended = _ended(appended, own[-1]["id"], MAX_STEPS, stamp)
-        return replace(ended, answer=replace(appended.answer, turn_ended=MAX_STEPS))
+        shown = [{**step, "end": True} if step["id"] == own[-1]["id"] else step for step in appended.answer.steps]
+        return replace(ended, answer=replace(appended.answer, steps=shown, turn_ended=MAX_STEPS))
     calls = _open_calls(turn["calls"], own)
     put = {"turn.last": own[-1]["id"], "turn.steps": count, **({} if calls == turn["calls"] else {"turn.calls": calls})}
     return _with(appended, put)

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.api.driver import Api, Handle, Json
+from app.config import Settings
+from tests.api.driver import Api, Handle, Json, serving
 from tests.api.feed_driver import following
 
 
@@ -218,6 +219,7 @@ async def test_max_steps_ends_a_turn(api: Api) -> None:
     assert "turn_ended" not in one
     two = await agent.append({"role": "agent", "content": "2"})
     assert two["turn_ended"] == "max_steps"
+    assert two["steps"] == (await agent.read())["steps"][-1:]
     assert await standing(agent) == ("idle", "running", "idle")
     assert (await agent.read())["steps"][-1]["end"] is True
     await agent.append({"role": "agent", "content": "3"}, expect="conflict")
@@ -285,3 +287,53 @@ async def test_turn_without_a_pool_ends_when_its_lease_does(api: Api) -> None:
     assert shown["steps"][-1]["source"] == "interrupted"
     assert (await agent.read("/transitions"))["items"][0]["trigger"] == "reconciliation"
     await begun(agent)
+
+
+async def test_end_of_a_turn_whose_steps_were_sealed_meanwhile(open_settings: Settings, mongo_uri: str) -> None:
+    """The mark is found wherever its step lies: in the document, sealed with it, or bound to it when it was sealed."""
+    async with serving(open_settings.model_copy(update={"seal_bytes": 1024}), mongo_uri) as sealing:
+        agent = await sealing.made()
+        ended = []
+        for number in range(4):
+            turn = (await begun(agent))["turn_id"]
+            (own,) = (await agent.append({"role": "agent", "tool_calls": [call(f"c{number}")]}))["steps"]
+            ended.append(own["id"])
+            if number % 2:
+                await finished(agent, turn)
+            for _ in range(8):  # others talk on meanwhile, so that the turn's last step is sealed
+                await agent.append({"role": "user", "content": "x" * 200})
+            if not number % 2:
+                await finished(agent, turn)
+        shown = (await agent.read("/steps", limit=200))["items"]
+        assert [step["id"] for step in shown if step.get("end")] == ended
+        for step in ended:
+            assert (await agent.read(f"/steps/{step}"))["end"] is True
+        fork = Handle(sealing, (await agent.call("POST", "/fork", {})).json()["id"])
+        for each in (agent, fork):
+            assert [step["id"] for step in (await each.read())["steps"] if step.get("end")] == ended
+            assert [step["id"] for step in (await each.read("/export"))["steps"] if step.get("end")] == ended
+            assert (await each.read("/results"))["results"] == {}
+        turn = (await begun(agent))["turn_id"]
+        await agent.append({"role": "agent", "tool_calls": [call("open")]})
+        for _ in range(8):
+            await agent.append({"role": "user", "content": "x" * 200})
+        await agent.call("POST", "/transitions", {"to": "failed", "trigger": "process_crashed"})
+        last = (await agent.read())["steps"][-1]
+        assert ([one["id"] for one in last["tool_results"]], last["turn_id"]) == (["open"], turn)
+
+
+async def test_full_agent_can_still_be_driven_to_an_end(open_settings: Settings, mongo_uri: str) -> None:
+    """What a claim or a transition stores is not refused for a size that callers filled."""
+    small = open_settings.model_copy(update={"agent_limit_bytes": 64 * 1024})
+    async with serving(small, mongo_uri) as tight:
+        agent = await tight.made()
+        turn = (await begun(agent))["turn_id"]
+        for number in range(100):
+            filled = await tight.http.patch(f"/v1/agents/{agent.id}", json={"labels": {f"l{number}": "x" * 900}})
+            if not filled.is_success:
+                break
+        assert filled.status_code == 413
+        await agent.call("POST", "/stop")
+        await finished(agent, turn, "stopped")
+        await begun(agent, "again")
+        await agent.call("POST", "/transitions", {"to": "failed", "trigger": "process_crashed"})
