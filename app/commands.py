@@ -7,7 +7,7 @@ for a runner) is done here, by the store.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -17,16 +17,17 @@ from app.bell import Bell, pool_topic
 from app.clock import Clock
 from app.idempotency import Idempotency
 from app.lanes import Once, Terms
-from app.mongo import Mongo, unavailable_when_failing
+from app.mongo import Mongo, require_small, unavailable_when_failing
 from app.reads import Freshness, Reads
 from app.roster import Roster, require_own
 from app.store import Store
+from app.telemetry import get_logger
 from models.agent import AgentRecord
 from models.assignment import rest
 from models.change import Change, Stamp
-from models.command import UNFINISHED, WAITING, Action, CommandRecord, CommandStatus, deliverable
+from models.command import UNFINISHED, WAITING, Action, CommandRecord, CommandStatus, Queued, deliverable
 from models.commit import Reply
-from models.errors import Conflict, NotFound
+from models.errors import Conflict, HoldfastError, NotFound
 from models.execution import OVER, State, Trigger
 from models.ids import tenant_key
 from models.runner import RunnerRecord
@@ -37,11 +38,16 @@ from models.turn import broken_off
 KEPT_FOR = timedelta(days=7)
 """How long a finished command is shown."""
 
-_BATCH = 100
+_BATCH = 50
 _PAGE = 1_000
+_PREPARED = (Action.TERMINATE, Action.START, Action.WAKE)
+"""What is done to the agent at once, without a runner."""
+
+_QUEUED = dict.fromkeys(Queued._fields[1:], 1)
 _IN_HAND = (CommandStatus.SENT, CommandStatus.ACKED)
 _ORDER = [("agent", 1), ("number", 1)]
 _UNSENT = {"$set": {"status": CommandStatus.PENDING.value}, "$unset": {"runner": "", "incarnation": ""}}
+_log = get_logger(__name__)
 _UNFINISHED = [status.value for status in UNFINISHED]
 _WAITING = [status.value for status in WAITING]
 
@@ -74,11 +80,12 @@ class Commands:
     async def create(self, scope: Scope, agent: str, spec: Mapping[str, Any], terms: Terms) -> CommandRecord | Reply:
         """A new command, for the agent's runner or any of its pool; or the answer that was given before.
 
-        Raises NotFound, IdempotencyMismatch, TooLarge, and what the guard does.
+        Raises NotFound, IdempotencyMismatch, TooLarge for the payload, and what the guard does.
 
         `terminate` of an agent whose runner is gone is carried out at once; `start` and `wake` let one that stopped or
         sleeps be claimed again.
         """
+        require_small(spec.get("payload"), "The payload")
         record = (await self._reads.agent(scope, agent, Freshness(strong=True))).record
         once = terms.once
         while True:
@@ -92,7 +99,7 @@ class Commands:
         if once is None:
             with unavailable_when_failing(self._seconds):
                 await self._mongo.commands.insert_one(_document(command))
-        await self._prepare(command)
+        await self._prepared(command)
         return command
 
     async def get(self, scope: Scope, name: str) -> CommandRecord:
@@ -133,6 +140,7 @@ class Commands:
 
     async def complete(self, scope: Scope, name: str, result: Any) -> CommandRecord:
         """The runner has done it. Raises as `ack` does."""
+        require_small(result, "The result")
         command = await self.get(scope, name)
         if command.status in _IN_HAND:
             await self._require_holder(scope, command)
@@ -168,48 +176,49 @@ class Commands:
             await self._mongo.commands.update_many(waiting, _UNSENT if runner is None else {"$set": {"runner": runner}})
 
     async def tidy(self) -> None:
-        """Let no command wait for ever: one whose deadline passed fails, and what ends an agent needs no runner."""
+        """Let no command wait for ever: one whose runner is gone, whose deadline passed, or that nobody prepared."""
         await self._bury()
         holders = await self._holders()
-        present = await self._roster.incarnations(holders)
-        for holder in holders - present.keys():
+        present = await self._roster.incarnations(holders.keys())
+        for holder, newest in holders.items():
             tenant, _, runner = holder.partition(":")
-            await self._let_go(tenant, runner, None)
-        stranded = {"status": {"$in": _WAITING}, "action": Action.TERMINATE.value, "runner": None}
+            if holder not in present:
+                await self._let_go(tenant, runner, newest)
+        unprepared = {"status": {"$in": _UNFINISHED}, "prepared": False}
         with unavailable_when_failing(self._seconds):
             # unscoped: of all tenants, on behalf of nobody
-            found = await self._mongo.commands.find(stranded).to_list(_BATCH)
+            found = await self._mongo.commands.find(unprepared).sort("created_at", 1).to_list(_BATCH)
         for document in found:
-            await self._terminate(CommandRecord.model_validate(document))
+            await self._prepared(CommandRecord.model_validate(document))
 
-    async def _holders(self) -> set[str]:
-        """The key of every runner, of any tenant, that has a command in hand or is to get one."""
+    async def _holders(self) -> dict[str, int]:
+        """The key of every runner that has a command in hand or is to get one, and its newest incarnation there."""
         held = {"status": {"$in": _UNFINISHED}, "runner": {"$ne": None}}
-        group = {"$group": {"_id": {"tenant": "$tenant", "runner": "$runner"}}}
+        group = {"_id": {"tenant": "$tenant", "runner": "$runner"}, "newest": {"$max": "$incarnation"}}
         with unavailable_when_failing(self._seconds):
             # unscoped: of all tenants, on behalf of nobody
-            found = await self._mongo.commands.aggregate([{"$match": held}, group])
-            return {f"{one['_id']['tenant']}:{one['_id']['runner']}" async for one in found}
+            found = await self._mongo.commands.aggregate([{"$match": held}, {"$group": group}])
+            return {f"{one['_id']['tenant']}:{one['_id']['runner']}": one["newest"] or 0 async for one in found}
 
-    async def _let_go(self, tenant: str, runner: str, past: int | None) -> None:
-        """Take its commands from a runner: from its incarnations up to this one, or from all."""
-        mine: dict[str, Any] = {"tenant": tenant, "runner": runner}
-        if past is not None:
-            mine["$or"] = [{"incarnation": {"$lte": past}}, {"incarnation": None}]
+    async def _let_go(self, tenant: str, runner: str, past: int) -> None:
+        """Take its commands from a runner: from its incarnations up to this one, and what was not sent yet."""
+        of_its_past = [{"incarnation": {"$lte": past}}, {"incarnation": None}]
+        mine: dict[str, Any] = {"tenant": tenant, "runner": runner, "$or": of_its_past}
         ends = {**mine, "status": {"$in": _UNFINISHED}, "action": Action.TERMINATE.value}
         reason = f"The runner '{runner}' was gone before it said that it was done."
         lost = {"status": CommandStatus.FAILED.value, "error": reason, **self._finished()}
         with unavailable_when_failing(self._seconds):
             # unscoped: by the tenant
             terminates = await self._mongo.commands.find(ends).to_list(_PAGE)
+            unsent = {"$set": {**_UNSENT["$set"], "prepared": False}, "$unset": _UNSENT["$unset"]}
             # unscoped: as above
-            await self._mongo.commands.update_many(ends, _UNSENT)
+            await self._mongo.commands.update_many(ends, unsent)
             # unscoped: as above
             await self._mongo.commands.update_many({**mine, "status": {"$in": _WAITING}}, _UNSENT)
             # unscoped: as above
             await self._mongo.commands.update_many({**mine, "status": CommandStatus.ACKED.value}, {"$set": lost})
         for found in terminates:
-            await self._terminate(CommandRecord.model_validate(found))
+            await self._prepared(CommandRecord.model_validate({**found, "prepared": False}))
 
     async def _bury(self) -> None:
         late = {"status": {"$in": _UNFINISHED}, "deadline_at": {"$lte": self._clock.now()}}
@@ -233,6 +242,8 @@ class Commands:
             payload=spec.get("payload"),
             runner=record.runner if lives else None,
             by=scope.by,
+            born=record.created_at,
+            prepared=spec["action"] not in _PREPARED,
             created_at=now,
             deadline_at=now + (self._kept if seconds is None else timedelta(seconds=seconds)),
         )
@@ -256,12 +267,18 @@ class Commands:
                     raise
         return True
 
-    async def _prepare(self, command: CommandRecord) -> None:
-        """Do to the agent what need not wait for a runner."""
-        if command.action is Action.TERMINATE:
-            await self._terminate(command)
-        elif command.action in (Action.START, Action.WAKE):
-            await self._commit(command, _waiting_for_a_runner)
+    async def _prepared(self, command: CommandRecord) -> None:
+        """Do to the agent what need not wait for a runner; what can't be done now is done by `tidy`."""
+        if command.prepared:
+            return
+        try:
+            if command.action is Action.TERMINATE:
+                await self._terminate(command)
+            else:
+                await self._commit(command, _waiting_for_a_runner)
+            await self._moved(command, _UNFINISHED, {"prepared": True})
+        except HoldfastError as error:
+            _log.warning("a command is not prepared", command=command.id, agent=command.agent, code=error.code)
 
     async def _terminate(self, command: CommandRecord) -> None:
         """Stop the agent, if no live runner is there to do it; what its platform still holds is left to the pool."""
@@ -298,10 +315,14 @@ class Commands:
 
         await self._commit(command, stopped)
 
-    async def _commit(self, command: CommandRecord, what: Any) -> None:
-        """Change the command's agent, if it is still there."""
+    async def _commit(self, command: CommandRecord, what: Callable[[AgentRecord, Stamp], Change]) -> None:
+        """Change the command's agent, if it is still there, and not another one under its id."""
+
+        def move(record: AgentRecord, at: Stamp) -> Change:
+            return what(record, at) if record.created_at == command.born else record.unchanged()
+
         try:
-            await self._store.commit(own_scope(command.tenant), command.agent, what)
+            await self._store.commit(own_scope(command.tenant), command.agent, move)
         except NotFound:
             return
 
@@ -312,31 +333,32 @@ class Commands:
             return None
         return seen.record
 
-    async def _queue(self, runner: RunnerRecord) -> list[CommandRecord]:
-        """What is deliverable to the runner now, in order."""
+    async def _queue(self, runner: RunnerRecord) -> list[Queued]:
+        """What is deliverable to the runner now, in order; without what is said in it."""
         whose = [{"runner": runner.name}, {"runner": None, "pool": runner.pool}]
-        unfinished = {"tenant": runner.tenant, "status": {"$in": _UNFINISHED}}
+        wanted = {"tenant": runner.tenant, "status": {"$in": _WAITING}, "$or": whose}
+        if runner.owner is not None:
+            wanted["owner"] = runner.owner
         with unavailable_when_failing(self._seconds):
-            # unscoped: by the tenant, and below by the runner's owner
-            found = await self._mongo.commands.find({**unfinished, "$or": whose}).sort(_ORDER).to_list(_PAGE)
+            # unscoped: by the tenant and the runner's owner
+            found = await self._mongo.commands.find(wanted, _QUEUED).sort(_ORDER).to_list(_PAGE)
             if not found:
                 return []
             agents = list({document["agent"] for document in found})
-            elsewhere = {**unfinished, "agent": {"$in": agents}, "runner": {"$nin": [runner.name, None]}}
+            in_hand = {"$or": [{"status": CommandStatus.ACKED.value}, {"runner": {"$nin": [runner.name, None]}}]}
+            elsewhere = {"tenant": runner.tenant, "status": {"$in": _UNFINISHED}, "agent": {"$in": agents}, **in_hand}
             # unscoped: as above
-            found += await self._mongo.commands.find(elsewhere).to_list(_PAGE)
+            found += await self._mongo.commands.find(elsewhere, _QUEUED).sort(_ORDER).to_list(_PAGE)
             keys = [f"{runner.tenant}:{agent}" for agent in agents]
             # unscoped: the keys begin with the tenant
             driven = self._mongo.agents.find({"_id": {"$in": keys}}, {"runner": 1})
             assigned = {document["_id"].partition(":")[2]: document.get("runner") async for document in driven}
-        found.sort(key=lambda document: (document["agent"], document["number"]))
-        queue = (CommandRecord.model_validate(document) for document in found)
-        mine = [command for command in queue if runner.owner in (None, command.owner)]
-        return list(deliverable(mine, runner.name, assigned))
+        queue = sorted(map(Queued.of, found), key=lambda queued: (queued.agent, queued.number))
+        return list(deliverable(queue, runner.name, assigned))
 
-    async def _sent(self, command: CommandRecord, runner: RunnerRecord) -> CommandRecord | None:
+    async def _sent(self, command: Queued, runner: RunnerRecord) -> CommandRecord | None:
         """Send it to the runner, unless its state has changed meanwhile."""
-        as_seen = {"_id": command.id, "status": command.status.value, "sends": command.sends}
+        as_seen = {"_id": command.key, "status": command.status.value, "sends": command.sends, "runner": command.runner}
         whose = {"runner": runner.name, "incarnation": runner.incarnation}
         sent = {"status": CommandStatus.SENT.value, "sent_at": self._clock.now(), **whose}
         with unavailable_when_failing(self._seconds):
@@ -397,7 +419,10 @@ class Commands:
         with unavailable_when_failing(self._seconds):
             # unscoped: the key begins with the tenant
             counted = await self._mongo.commands.find_one_and_update(
-                {"_id": f"{agent}:number"}, {"$inc": {"number": 1}}, upsert=True, return_document=True
+                {"_id": f"{agent}:number"},
+                {"$inc": {"number": 1}, "$setOnInsert": {"tenant": agent.partition(":")[0]}},
+                upsert=True,
+                return_document=True,
             )
         assert counted is not None  # noqa: S101 - it is made where it was not
         return int(counted["number"])

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import bson
-
 from app.clock import Clock
 from app.config import Settings
-from app.mongo import CODEC
-from models.errors import InvalidRequest, TooLarge
+from app.mongo import require_small
 from models.ids import check_id
 from models.tree import Draft
 
@@ -32,10 +29,4 @@ class Drafts:
 
     def require_fitting(self, step: Mapping[str, Any]) -> None:
         """Raise TooLarge for a step over its limit."""
-        limit = self._settings.step_limit_bytes
-        try:
-            size = len(bson.encode(step, codec_options=CODEC))
-        except (bson.errors.BSONError, OverflowError) as error:
-            raise InvalidRequest("A step can't be stored as BSON.") from error
-        if size > limit:
-            raise TooLarge("A step", limit, size)
+        require_small(step, "A step", self._settings.step_limit_bytes)

@@ -22,10 +22,11 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 
 from app.mongo import CODEC, Write
 from models.agent import AgentRecord
-from models.change import OP_SLOTS, RESULTS, RUNNER, STATE, WORKSPACE, Change, Stamp, envelope, fold, may_share
+from models.change import OP_SLOTS, RESULTS, RUNNER, STATE, STEP, WORKSPACE, Change, Stamp, envelope, fold, may_share
 from models.commit import Guard, Reply
 from models.errors import Conflict, HoldfastError, InvalidRequest, TooLarge
 from models.event import Event
+from models.execution import OVER
 from models.history import NotAtHand, Wanted
 from models.sealing import Sealing, may_be_due, seal
 from models.segment import Segment
@@ -44,8 +45,9 @@ _FOLD_BYTES = 4 * 1024 * 1024
 _COMMIT_BYTES = 4 * 1024
 """Kept free for what commits themselves store (`last`, `ops`), so that a full agent can still be changed."""
 
-_EXECUTION_BYTES = 64 * 1024
-"""What goes over the limit for transitions and claims, so that a full agent can still be driven to an end."""
+_EXECUTION_BYTES = 256 * 1024
+"""What goes over the limit for transitions and claims, their whole history included, and for the step that closes a
+broken turn: so that a full agent can still be driven to an end. Steps that callers send get none of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +273,7 @@ class Trial:
         """
         bound = not {RESULTS, WORKSPACE}.isdisjoint(change.kinds)
         limit = self._limits.agent_bytes - (2 * self._limits.seal_bytes if bound else 0)
-        if {STATE, RUNNER} & set(change.kinds):
+        if {STATE, RUNNER} & set(change.kinds) and (STEP not in change.kinds or change.record.state in OVER):
             limit += _EXECUTION_BYTES
         try:
             growth = len(bson.encode({"": change.sets}, codec_options=CODEC))

@@ -43,7 +43,7 @@ from models.blob import Blob
 from models.command import Command
 from models.commit import IdempotencyRecord
 from models.entry import LogEntry
-from models.errors import Unavailable
+from models.errors import InvalidRequest, TooLarge, Unavailable
 from models.event import Time
 from models.runner import Pool, Runner
 from models.segment import StoredSegment
@@ -291,6 +291,20 @@ def unavailable_when_failing(seconds: float) -> Iterator[None]:
             yield
     except PyMongoError as error:
         raise Unavailable("The database does not answer; try again.") from error
+
+
+NOTE_BYTES = 256 * 1024
+"""What may be said beside agents: a command's payload and result, a runner's metadata; in BSON."""
+
+
+def require_small(value: Any, what: str, limit: int = NOTE_BYTES) -> None:
+    """Raise TooLarge, or InvalidRequest for what BSON has no form for, unless the value may be stored."""
+    try:
+        size = len(bson.encode({"": value}, codec_options=CODEC))
+    except (bson.errors.BSONError, OverflowError) as error:
+        raise InvalidRequest(f"{what} can't be stored as BSON.") from error
+    if size > limit:
+        raise TooLarge(what, limit, size)
 
 
 def _plain(value: Any) -> Any:

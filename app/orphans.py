@@ -61,8 +61,8 @@ class Orphans:
         self._clock = clock
         self._seconds = seconds
 
-    async def free(self, runner: RunnerRecord) -> list[Reconciled]:
-        """Free every agent of a runner that is gone, or of its earlier incarnations."""
+    async def free(self, runner: RunnerRecord) -> tuple[list[Reconciled], bool]:
+        """Free every agent of a runner that is gone, or of its earlier incarnations; and whether those are all."""
         held = {
             "tenant": runner.tenant,
             "runner": runner.name,
@@ -74,25 +74,21 @@ class Orphans:
             done = await self._each(found, _reason_of(runner))
             freed += done
             if not done:
-                return freed  # the rest is tried again later
-        await self._roster.settled(runner)
-        return freed
+                return freed, False  # the rest is tried again later
+        return freed, True
 
     async def look_through(self, scope: Scope | None) -> AsyncIterator[tuple[int, list[tuple[Mapping[str, Any], str]]]]:
         """Every agent that a runner drives, or should: of each page how many, and the orphans with reasons.
 
-        Those that a scope sees, or of all tenants.
+        Those that a scope sees, or of all tenants. Only such agents are read, however many there are beside them.
         """
-        driven = {"$or": [{"runner": {"$ne": None}}, {"pool": {"$ne": None}, "state": {"$in": _UNDER_WAY}}]}
-        wanted: dict[str, Any] = {**driven, "deleted_at": None}
-        if scope is not None:
-            wanted = scope.filter(wanted)
-        after = ""
-        while page := await self._page({**wanted, "_id": {"$gt": after}}):
-            after = page[-1]["_id"]
-            present = await self._present(page)
-            judged = ((one, _why_orphaned(one, present)) for one in page)
-            yield len(page), [(one, reason) for one, reason in judged if reason is not None]
+        driven = {"runner": {"$exists": True}, "deleted_at": None}
+        undriven = {"state": {"$in": _UNDER_WAY}, "runner": None, "pool": {"$ne": None}, "deleted_at": None}
+        for query, index in ((driven, "driven"), (undriven, "in_turn")):
+            async for page in self._pages(query if scope is None else scope.filter(query), index):
+                present = await self._present(page)
+                judged = ((one, _why_orphaned(one, present)) for one in page)
+                yield len(page), [(one, reason) for one, reason in judged if reason is not None]
 
     async def free_each(self, orphans: Iterable[tuple[Mapping[str, Any], str]]) -> list[Reconciled]:
         """Free these, each for its reason."""
@@ -169,6 +165,16 @@ class Orphans:
             # unscoped: on behalf of nobody; queries name the tenant where there is one
             found = self._mongo.agents.find(query, _ASSIGNED).sort("_id", 1).limit(_PAGE)
             return [{"dormant": False, **document} async for document in found]
+
+    async def _pages(self, query: Mapping[str, Any], index: str) -> AsyncIterator[list[Mapping[str, Any]]]:
+        # unscoped: as above
+        cursor = self._mongo.agents.find(query, _ASSIGNED, batch_size=_PAGE).hint(index)
+        while True:
+            with unavailable_when_failing(self._seconds):
+                found = await cursor.to_list(_PAGE)
+            if not found:
+                return
+            yield [{"dormant": False, **document} for document in found]
 
     async def _present(self, page: Iterable[Mapping[str, Any]]) -> dict[str, int]:
         """The incarnation of each present runner of these agents, by its key."""

@@ -7,7 +7,7 @@ compare-and-set on the beat that it saw, and frees by commits that look again. W
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,17 +17,17 @@ from app.config import Settings
 from app.mongo import Mongo, unavailable_when_failing
 from app.orphans import Orphans, Reconciled
 from app.roster import Roster
+from app.settling import Settling
 from app.sightings import LOOK_SECONDS, Sightings
 from app.tasks import end
 from app.telemetry import Metrics, get_logger
-from app.tenancy import Keys
-from models.errors import HoldfastError
+from models.errors import Unavailable
 from models.execution import IN_TURN
-from models.settings import DEFAULTS
+from models.settings import lease_seconds
 from models.tenant import Scope
 
 _TIDY_SECONDS = 5.0
-"""How often orphans are looked for of which no runner's death tells, and deadlines of commands are."""
+"""How often orphans are looked for of which no runner's death tells, and commands that nobody sees to."""
 
 _FIRST_LOOK_SECONDS = 1.0
 _IN_TURN = sorted(state.value for state in IN_TURN)
@@ -57,7 +57,7 @@ class Reconciler:
         roster: Roster,
         orphans: Orphans,
         commands: Commands,
-        keys: Keys,
+        settling: Settling,
         settings: Settings,
         metrics: Metrics,
         clock: Clock,
@@ -66,7 +66,7 @@ class Reconciler:
         self._roster = roster
         self._orphans = orphans
         self._commands = commands
-        self._keys = keys
+        self._settling = settling
         self._ttl = settings.runner_ttl_seconds
         self._seconds = settings.call_seconds
         self._metrics = metrics
@@ -81,6 +81,7 @@ class Reconciler:
             (self.watch_runners, LOOK_SECONDS),
             (self.settle, LOOK_SECONDS),
             (self._watch_turns, LOOK_SECONDS),
+            (self._commands.tidy, _TIDY_SECONDS),
             (self._tidy, _TIDY_SECONDS),
         )
         self._tasks = [asyncio.create_task(self._repeat(work, seconds)) for work, seconds in loops]
@@ -132,9 +133,7 @@ class Reconciler:
         """Free what runners that are gone, or were registered anew, still hold. Raises Unavailable."""
         freed: list[Reconciled] = []
         for runner in await self._roster.unsettled():
-            freed += await self._orphans.free(runner)
-            await self._commands.leave(runner)
-            await self._keys.forget(runner)
+            freed += await self._settling.settle(runner)
         self._metrics.freed.inc(len(freed))
         return freed
 
@@ -145,15 +144,14 @@ class Reconciler:
         things = [(turn["_id"], turn["version"]) for turn in turns]
         still = self._turns.look(things, asked=asked, answered=self._clock.monotonic())
         for turn in turns:
-            seconds = _lease_of(turn)
+            seconds = lease_seconds(turn.get("settings", {}))
             if still[turn["_id"]] >= seconds:
                 reason = _SILENT.format(seconds=seconds)
                 ended = await self._orphans.end_turn(turn["_id"], turn["version"], reason)
                 self._metrics.freed.inc(ended is not None)
 
     async def _tidy(self) -> None:
-        """Free what no runner's death told of, and let commands die whose deadline passed."""
-        await self._commands.tidy()
+        """Free what no runner's death told of."""
         before: dict[str, Any] = {}
         async for _, orphans in self._orphans.look_through(None):
             before |= {one["_id"]: (one, reason) for one, reason in orphans}
@@ -173,13 +171,8 @@ class Reconciler:
         while True:
             try:
                 await work()
-            except HoldfastError as error:
+            except Unavailable as error:
                 _log.debug("reconciliation waits for the database", code=error.code)
             except Exception:  # noqa: BLE001 - the top of the loop: logged, and tried again
                 _log.exception("reconciliation failed")
             await asyncio.sleep(seconds)
-
-
-def _lease_of(turn: Mapping[str, Any]) -> float:
-    seconds = turn.get("settings", {}).get("execution_timeout_seconds")
-    return float(DEFAULTS["execution_timeout_seconds"] if seconds is None else seconds)

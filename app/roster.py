@@ -13,7 +13,7 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import DuplicateKeyError
 
 from app.clock import Clock
-from app.mongo import Mongo, unavailable_when_failing
+from app.mongo import Mongo, require_small, unavailable_when_failing
 from models.errors import Conflict, FencedOut, Forbidden, NotFound
 from models.ids import tenant_key
 from models.runner import PRESENT, PoolRecord, RunnerRecord, RunnerState
@@ -40,6 +40,7 @@ class Roster:
             raise Forbidden("A runner's token registers nobody: register with the key that it came from.")
         name = spec.get("id") or self._clock.new_id()
         key = _key(scope, name)
+        require_small(spec.get("metadata"), "The metadata")
         now = self._clock.now()
         given = {"region": None, "metadata": {}, **{field: spec[field] for field in spec if field != "id"}}
         own = {"owner": scope.owner, "key": scope.by, "state": RunnerState.LIVE.value}
@@ -133,7 +134,7 @@ class Roster:
         """Runners of all tenants whose past may still hold agents."""
         with unavailable_when_failing(self._seconds):
             # unscoped: as above
-            found = await self._mongo.runners.find({"settled": False}).limit(_AT_ONCE).to_list()
+            found = await self._mongo.runners.find({"settled": False}, _WITHOUT_METADATA).to_list()
         return [RunnerRecord.model_validate(document) for document in found]
 
     async def present(self, tenant: str, pool: str | None = None) -> list[RunnerRecord]:
@@ -141,7 +142,7 @@ class Roster:
         query = {"tenant": tenant, "state": {"$in": _PRESENT}, **({} if pool is None else {"pool": pool})}
         with unavailable_when_failing(self._seconds):
             # unscoped: by the tenant
-            found = await self._mongo.runners.find(query).to_list()
+            found = await self._mongo.runners.find(query, _WITHOUT_METADATA).to_list()
         return [RunnerRecord.model_validate(document) for document in found]
 
     async def incarnations(self, keys: Collection[str]) -> dict[str, int]:
@@ -165,7 +166,7 @@ class Roster:
             raise _gone(runner.name, runner.incarnation, runner.incarnation)
         if found["state"] != RunnerState.LIVE:
             raise Conflict(f"The runner '{runner.name}' drains: it claims nothing more.")
-        held = {"tenant": runner.tenant, "runner": runner.name}
+        held = {"tenant": runner.tenant, "runner": runner.name, "incarnation": runner.incarnation}
         # unscoped: by the tenant
         count = await self._mongo.agents.count_documents(held, session=session, hint="by_runner")
         if count >= found["capacity"]:
@@ -230,4 +231,4 @@ def _of(runner: RunnerRecord) -> dict[str, Any]:
 
 
 _NEXT_LIFE = {"$inc": {"incarnation": 1, "beat": 1}}
-_AT_ONCE = 100
+_WITHOUT_METADATA = {"metadata": 0}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,17 +18,17 @@ from app.clock import Clock
 from app.commands import Commands
 from app.lanes import Committed, Terms
 from app.mongo import Mongo, unavailable_when_failing
-from app.orphans import Orphans
 from app.roster import Roster
+from app.settling import Settling
 from app.store import Store
 from app.telemetry import Metrics, get_logger
 from app.tenancy import Keys
 from app.vault import SecretKeyProblem, Vault
 from models.agent import AgentRecord
-from models.assignment import CLAIMED_AS_IS, ClaimTerms, claim, orphan
+from models.assignment import CLAIMED_AS_IS, ClaimTerms, claim, claimed, orphan
 from models.change import Change, Stamp
 from models.command import CommandRecord
-from models.errors import Conflict, NotFound, Unavailable
+from models.errors import Conflict, HoldfastError, NotFound, Unavailable
 from models.execution import State
 from models.runner import PoolRecord, RunnerRecord, RunnerState
 from models.tenant import Scope
@@ -36,8 +36,8 @@ from models.tenant import Scope
 _POLL_SECONDS = 0.5
 """How often who waits looks unasked."""
 
-_YIELD_SECONDS = 0.2
-"""How long a runner that has its share leaves the rest to those that have less."""
+_YIELD_SECONDS, _YIELDS = 0.2, 10
+"""How long a runner that has its share leaves the rest to those that have less, as long as they take of it."""
 
 _AGAIN_SECONDS = 1.0
 """How long who waits for commands is left in peace with those that it was sent already."""
@@ -68,7 +68,7 @@ class Runners:
         mongo: Mongo,
         store: Store,
         roster: Roster,
-        orphans: Orphans,
+        settling: Settling,
         commands: Commands,
         keys: Keys,
         vault: Vault,
@@ -81,7 +81,7 @@ class Runners:
         self._mongo = mongo
         self._store = store
         self._roster = roster
-        self._orphans = orphans
+        self._settling = settling
         self._commands = commands
         self._keys = keys
         self._vault = vault
@@ -132,16 +132,42 @@ class Runners:
         own = {agent["id"] for agent in agents}
         return Beaten(runner, agents, [agent for agent in driven or () if agent not in own], waiting)
 
-    async def claim(self, scope: Scope, name: str, most: int, wait_seconds: float) -> list[dict[str, Any]]:
-        """Up to `most` agents that waited for a runner; when there are none, those that come within the time."""
+    async def claim(
+        self,
+        scope: Scope,
+        name: str,
+        most: int,
+        wait_seconds: float,
+        *,
+        known: Sequence[str] | None = None,
+        left: Callable[[], bool] = lambda: False,
+    ) -> list[dict[str, Any]]:
+        """Up to `most` agents that waited for a runner; when there are none, those that come within the time.
+
+        `known`: agents that the runner knows it drives; what it drives beside them is told again, for its claim was
+        lost. Nothing more is claimed once the caller has `left`.
+        """
         until = self._clock.monotonic() + wait_seconds
         runner = await self._roster.own(scope, name)
+        lost = [] if known is None else await self._told_again(runner, set(known), most)
+        if lost:
+            return lost
         with self._bell.listening(pool_topic(runner.tenant, runner.pool)) as heard:
             while True:
-                claims = await self._taken(scope, runner, most)
-                if claims or not await self._goes_on(heard, until):
+                claims = [] if left() else await self._taken(scope, runner, most)
+                if claims or left() or not await self._goes_on(heard, until):
                     return claims
                 runner = await self._roster.own(scope, name)
+
+    async def _told_again(self, runner: RunnerRecord, known: set[str], most: int) -> list[dict[str, Any]]:
+        """The claims of agents that the runner drives and does not know of."""
+        claims: list[dict[str, Any]] = []
+        for one in await self._driven(runner):
+            if one["id"] not in known and len(claims) < most:
+                record = await self._store.read(f"{runner.tenant}:{one['id']}")
+                if (record.runner, record.incarnation) == (runner.name, runner.incarnation):
+                    claims.append({**claimed(record), **self._delegate(record)})
+        return claims
 
     async def release(
         self, scope: Scope, name: str, agent: str, hand_off: str | bool | None, terms: Terms
@@ -160,7 +186,7 @@ class Runners:
                 raise Conflict(f"The runner '{runner.name}' does not drive the agent.", runner=record.runner)
             return orphan(record, f"its runner '{runner.name}' released it", at, closing, offered_to=taker)
 
-        guard = terms.guard  # the runner is named, so no fence is demanded
+        guard = terms.guard_of(scope) if scope.runner is None else terms.guard  # a token tells its incarnation
         done = await self._store.commit(scope, agent, move, guard=guard, once=terms.once)
         await self._commands.follow(scope.tenant, [agent], None)
         self._bell.ring(pool_topic(runner.tenant, runner.pool))
@@ -214,11 +240,9 @@ class Runners:
         return await self._roster.set_pool(scope.tenant, name, decided)
 
     async def _settle(self, runner: RunnerRecord) -> None:
-        """Free what the runner's past held; what can't be done now is done by reconciliation."""
+        """Let go of what the runner's past held; what can't be done now is done by reconciliation."""
         with suppress(Unavailable):
-            await self._orphans.free(runner)
-            await self._commands.leave(runner)
-            await self._keys.forget(runner)
+            await self._settling.settle(runner)
 
     async def _goes_on(self, heard: Waiter, until: float) -> bool:
         """Wait for a ring, or a little; False when the time is over."""
@@ -234,29 +258,33 @@ class Runners:
             return []
         pool = await self._roster.pool(runner.tenant, runner.pool)
         present = await self._roster.present(runner.tenant, runner.pool)
-        others = frozenset(one.name for one in present if one.name != runner.name and one.state in _CLAIMING)
-        limit = min((most + _SPARE) * (len(others) + 1), _LOOKED_AT)
-        waiting = await self._waiting(runner, pool, others, limit)
+        limit = min((most + _SPARE) * max(1, len(present)), _LOOKED_AT)
+        waiting = await self._waiting(runner, pool, limit)
         if not waiting:
             return []
-        share = min(most, await self._share(runner, present, len(waiting)))
-        terms = ClaimTerms(runner.driver(), pool.restarts(), others)
-        claims = await self._claim_each(scope, runner, terms, waiting, share)
-        if share < most and len(claims) == share < len(waiting):
-            await asyncio.sleep(_YIELD_SECONDS)
-            left = set(waiting).intersection(await self._waiting(runner, pool, others, limit))
-            claims += await self._claim_each(scope, runner, terms, list(left), most - share)
+        claiming = [one for one in present if one.state in _CLAIMING]
+        loads = await self._loads(runner.tenant, claiming)
+        takers = frozenset(one.name for one in claiming if one.capacity > loads[one.name]) - {runner.name}
+        free = [agent for agent, offered in waiting.items() if offered not in takers]
+        share = min(most, _share(runner, claiming, loads, len(free)))
+        terms = ClaimTerms(runner.driver(), pool.restarts(), takers)
+        claims = await self._claim_each(scope, runner, terms, free, share)
+        if share < most and len(claims) == share < len(free):
+            with suppress(HoldfastError):  # what was claimed is told in any case
+                rest = set(free) - {one["agent"] for one in claims}
+                left = await self._left_by_others(runner, pool, limit, rest)
+                claims += await self._claim_each(scope, runner, terms, left, most - share)
         return claims
 
-    async def _share(self, runner: RunnerRecord, present: Sequence[RunnerRecord], waiting: int) -> int:
-        """How many more agents the runner may have before another of the pool has fewer for its capacity."""
-        claiming = [one for one in present if one.state in _CLAIMING]
-        capacity = sum(one.capacity for one in claiming)
-        if len(claiming) < 2 or not capacity:
-            return runner.capacity
-        loads = await self._loads(runner.tenant, claiming)
-        fair = -(-(sum(loads.values()) + waiting) * runner.capacity // capacity)
-        return max(0, fair - loads.get(runner.name, 0))
+    async def _left_by_others(self, runner: RunnerRecord, pool: PoolRecord, limit: int, rest: set[str]) -> list[str]:
+        """Those of the agents that still wait when nobody takes any of them for a moment."""
+        for _ in range(_YIELDS):
+            await asyncio.sleep(_YIELD_SECONDS)
+            left = rest.intersection(await self._waiting(runner, pool, limit))
+            if len(left) == len(rest):
+                break
+            rest = left
+        return list(rest)
 
     async def _claim_each(
         self, scope: Scope, runner: RunnerRecord, terms: ClaimTerms, waiting: Sequence[str], most: int
@@ -266,7 +294,7 @@ class Runners:
             if len(claims) >= most:
                 break
             try:
-                claimed = await self._claim_one(scope, runner, terms, agent)
+                made = await self._claim_one(scope, runner, terms, agent)
             except NotFound:
                 continue
             except Conflict:  # full, draining or gone: what it has is its own all the same
@@ -277,8 +305,11 @@ class Runners:
                 if not claims:
                     raise
                 break
-            if claimed is not None:
-                claims.append(claimed)
+            except HoldfastError as error:  # one agent's trouble is no other's
+                _log.warning("an agent can't be claimed", agent=agent, tenant=runner.tenant, code=error.code)
+                continue
+            if made is not None:
+                claims.append(made)
         if claims:
             await self._commands.follow(runner.tenant, [one["agent"] for one in claims], runner.name)
             self._metrics.claims.inc(len(claims))
@@ -313,8 +344,11 @@ class Runners:
         _log.info("delegate handed to a runner", agent=record.id, runner=record.runner, fence=record.fence)
         return {"delegate": {**record.delegate, "token": token}}
 
-    async def _waiting(self, runner: RunnerRecord, pool: PoolRecord, others: frozenset[str], limit: int) -> list[str]:
-        """Agents that wait for a runner like this; in no order, so that runners that ask together seldom collide."""
+    async def _waiting(self, runner: RunnerRecord, pool: PoolRecord, limit: int) -> dict[str, str | None]:
+        """Agents that wait for a runner like this, each with the one that it is offered to.
+
+        In no order, so that runners that ask together seldom collide.
+        """
         fits = {
             "tenant": runner.tenant,
             "pool": runner.pool,
@@ -324,21 +358,19 @@ class Runners:
             "archived": {"$ne": True},
             "platform": {"$in": [None, runner.platform]},
             "region": {"$in": [None, runner.region]},
-            "offered_to": {"$nin": list(others)},
             **({} if runner.owner is None else {"owner": runner.owner}),
         }
         attempts = pool.restarts().attempts
         failed = {**fits, "state": State.FAILED.value, "failures": {"$not": {"$gt": attempts}}}
         with unavailable_when_failing(self._seconds):
             # unscoped: by the runner's tenant and owner
-            ready = self._mongo.agents.find({**fits, "state": {"$in": _READY}}, {"_id": 1}).sort("_id", 1)
-            found = [one["_id"] for one in await ready.limit(limit).to_list()]
+            ready = self._mongo.agents.find({**fits, "state": {"$in": _READY}}, {"offered_to": 1}).sort("_id", 1)
+            found = await ready.limit(limit).to_list()
             # unscoped: as above
             late = self._mongo.agents.find(failed, _FAILED).sort("_id", 1).limit(_LOOKED_AT)
-            found += [one["_id"] async for one in late if self._may_restart(one, pool)]
-        names = [key.partition(":")[2] for key in found[:limit]]
-        random.shuffle(names)
-        return names
+            found += [one async for one in late if self._may_restart(one, pool)]
+        random.shuffle(found)
+        return {one["_id"].partition(":")[2]: one.get("offered_to") for one in found[:limit]}
 
     def _may_restart(self, seen: Mapping[str, Any], pool: PoolRecord) -> bool:
         """Whether an agent that failed has waited long enough, as far as this replica has seen."""
@@ -372,15 +404,13 @@ class Runners:
 
     async def _loads(self, tenant: str, runners: Sequence[RunnerRecord]) -> dict[str, int]:
         """How many agents each drives."""
-        names = [runner.name for runner in runners]
-        wanted = {"tenant": tenant, "runner": {"$in": names}}
+        wanted = {"tenant": tenant, "runner": {"$in": [runner.name for runner in runners]}}
+        group = {"_id": {"runner": "$runner", "incarnation": "$incarnation"}, "count": {"$sum": 1}}
         with unavailable_when_failing(self._seconds):
             # unscoped: by the tenant
-            found = await self._mongo.agents.aggregate(
-                [{"$match": wanted}, {"$group": {"_id": "$runner", "count": {"$sum": 1}}}]
-            )
-            counted = {each["_id"]: each["count"] async for each in found}
-        return {name: counted.get(name, 0) for name in names}
+            found = await self._mongo.agents.aggregate([{"$match": wanted}, {"$group": group}])
+            counted = {(each["_id"]["runner"], each["_id"].get("incarnation")): each["count"] async for each in found}
+        return {runner.name: counted.get((runner.name, runner.incarnation), 0) for runner in runners}
 
     async def _grouped(
         self, collection: Any, scope: Scope, query: dict[str, Any], by: Sequence[str], **summed: Any
@@ -396,6 +426,15 @@ class Runners:
                 (*(each["_id"][name] for name in by), each["count"], *(each[name] for name in summed))
                 async for each in rows
             ]
+
+
+def _share(runner: RunnerRecord, claiming: Sequence[RunnerRecord], loads: Mapping[str, int], waiting: int) -> int:
+    """How many more agents the runner may have before another of the pool has fewer for its capacity."""
+    capacity = sum(one.capacity for one in claiming)
+    if len(claiming) < 2 or not capacity:
+        return runner.capacity
+    fair = -(-(sum(loads.values()) + waiting) * runner.capacity // capacity)
+    return max(0, fair - loads.get(runner.name, 0))
 
 
 class _Pools:
@@ -423,6 +462,6 @@ _SUMS = ("capacity", "load", "commands_waiting", "commands_dead")
 _CLAIMING = (RunnerState.LIVE,)
 _IS_DRIVEN = {"$cond": [{"$eq": [{"$type": "$runner"}, "string"]}, 1, 0]}
 _READY = [State.PENDING.value, *(state.value for state in CLAIMED_AS_IS)]
-_FAILED = {"version": 1, "failures": 1}
+_FAILED = {"version": 1, "failures": 1, "offered_to": 1}
 _LOOKED_AT = 1_000
 _REMEMBERED = 100_000

@@ -35,6 +35,7 @@ from app.roster import Roster
 from app.runners import Runners
 from app.scribe import Scribe
 from app.segments import Segments
+from app.settling import Settling
 from app.store import Store
 from app.streams import Streams
 from app.tasks import end
@@ -98,13 +99,14 @@ class Runtime:
             seconds=seconds,
             kept=timedelta(seconds=settings.command_seconds),
         )
+        settling = Settling(self.roster, self.orphans, self.commands, self.keys)
         self.runners = Runners(
-            *(self.mongo, self.store, self.roster, self.orphans, self.commands, self.keys, vault, bell),
+            *(self.mongo, self.store, self.roster, settling, self.commands, self.keys, vault, bell),
             *(self.metrics, clock),
             seconds=seconds,
         )
         self.reconciler = Reconciler(
-            self.mongo, self.roster, self.orphans, self.commands, self.keys, settings, self.metrics, clock
+            self.mongo, self.roster, self.orphans, self.commands, settling, settings, self.metrics, clock
         )
         self.watcher = Watcher(
             self.mongo, self.cache, self.feed, self.changes, self.scribe, bell, clock, self.metrics, self.tracing

@@ -380,4 +380,7 @@ class Agent(AgentRecord, Document):
         indexes = [
             IndexModel([("tenant", 1), (field, 1), ("_id", 1)], name=f"by_{field}")
             for field in ("state", "pool", "runner", "owner", "label_terms")
-        ] + [IndexModel([("state", 1), ("runner", 1)], name="in_turn")]
+        ] + [
+            IndexModel([("state", 1), ("runner", 1)], name="in_turn"),
+            IndexModel([("runner", 1)], name="driven", partialFilterExpression={"runner": {"$exists": True}}),
+        ]

@@ -7,10 +7,10 @@ acknowledged by a runner which died is failed, for nobody knows how far it came.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from beanie import Document
 from pydantic import BaseModel, ConfigDict, Field
@@ -63,6 +63,8 @@ class CommandRecord(BaseModel):
     result: Any = None
     error: str | None = None
     by: str
+    born: datetime | None = Field(default=None, description="When its agent was made: not another one under the id.")
+    prepared: bool = Field(default=True, description="Whether what needs no runner was done to the agent.")
     created_at: datetime
     deadline_at: datetime
     sent_at: datetime | None = None
@@ -76,9 +78,30 @@ class CommandRecord(BaseModel):
         return self.id.partition(":")[2]
 
 
-def deliverable(
-    queue: Iterable[CommandRecord], runner: str, assigned: dict[str, str | None]
-) -> Iterator[CommandRecord]:
+class Queued(NamedTuple):
+    """A command as the queue judges it: without what is said in it."""
+
+    key: str
+    agent: str
+    number: int
+    status: CommandStatus
+    sends: int
+    runner: str | None
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Queued:
+        """From its document, or the part of it that has these fields."""
+        return cls(
+            document["_id"],
+            document["agent"],
+            document["number"],
+            CommandStatus(document["status"]),
+            document["sends"],
+            document.get("runner"),
+        )
+
+
+def deliverable(queue: Iterable[Queued], runner: str, assigned: Mapping[str, str | None]) -> Iterator[Queued]:
     """Of all unfinished commands, by agent and number, those that this runner is to get now, in their order.
 
     An agent's commands go to its runner; without one to any of the pool, all to the same: nothing is sent before what
@@ -92,7 +115,7 @@ def deliverable(
             yield command
 
 
-def _is_for(command: CommandRecord, runner: str, assigned: str | None) -> bool:
+def _is_for(command: Queued, runner: str, assigned: str | None) -> bool:
     if command.status == CommandStatus.ACKED:
         return command.runner == runner
     return (assigned or command.runner) in (None, runner)

@@ -46,6 +46,13 @@ def check_name(value: str, what: str = "name") -> str:
     return value
 
 
+def check_pool(name: str) -> str:
+    """The pool's name itself, when it is one that a body may have."""
+    if not 1 <= len(name) <= 256 or not name.isprintable():
+        raise InvalidRequest("A pool's name is 1 to 256 printable characters.")
+    return name
+
+
 def check_branch(name: str) -> str:
     """The branch's name itself, when it is one; `HEAD` and `root` stand for places of their own."""
     if name in ("HEAD", ROOT):

@@ -12,7 +12,7 @@ from models.change import WORKSPACE as WORKSPACE_KIND
 from models.entry import each_version, steps_of
 from models.event import Event
 from models.execution import State, activity_of, status_of
-from models.ids import RESERVED, ROOT, WORKSPACE, plain_name
+from models.ids import END, RESERVED, ROOT, WORKSPACE, plain_name
 from models.listing import Window, page_of
 from models.packing import bytes_apart
 from models.profile import masked
@@ -91,12 +91,18 @@ def _bytes_apart(value: Any, levels: int = 3) -> int:
 
 def _news(event: Event, version: int, kinds: list[str], steps: Mapping[str, Mapping[str, Any]]) -> News:
     own = {step: body for step, body in steps.items() if body["version"] == version}
-    told = [("step", {"id": step, **body}) for step, body in own.items()]
+    told = [("step", {"id": step, **body, **_end_of(event, step)}) for step, body in own.items()]
     if HEAD in kinds and own:
         told.append(("head", {"version": version, **_advanced(event, own)}))
     told += [_TELLERS[kind](event, version) for kind in kinds if kind in _TELLERS and not (kind == HEAD and own)]
     moved_to = event.envelope.get("head") if HEAD in kinds and not own else None
     return News(version, tuple(told), moved_to)
+
+
+def _end_of(event: Event, step: str) -> Data:
+    """What the last step of a turn that ends with it reads beside its own."""
+    whole = event.sets.get(f"results.{step}", {})
+    return {"end": True} if f"results.{step}.{END}" in event.sets or END in whole else {}
 
 
 def _advanced(event: Event, own: Mapping[str, Mapping[str, Any]]) -> Data:

@@ -51,6 +51,18 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             raise InvalidRequest(f"settings.{key} must be {wanted}.")
 
 
+def lease_seconds(settings: Mapping[str, Any]) -> float:
+    """How long a turn without a runner may go without a write; the default for what is no number of seconds."""
+    value = settings.get("execution_timeout_seconds")
+    return float(value) if value is not None and _is_seconds(value) else float(DEFAULTS["execution_timeout_seconds"])
+
+
+def most_steps(settings: Mapping[str, Any]) -> float:
+    """How many steps a turn may have; null takes the limit away, the default stands for what is no count."""
+    value = settings.get("max_steps", DEFAULTS["max_steps"])
+    return float("inf") if value is None else float(value if _is_count(value) else DEFAULTS["max_steps"])
+
+
 def with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The given settings laid over the defaults; a given null stays null."""
     check_settings(settings)

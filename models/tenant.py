@@ -14,7 +14,7 @@ from pymongo import IndexModel
 from models.ids import agent_key, check_id
 
 DEFAULT_TENANT = "default"
-FORGOTTEN_SECONDS = 86_400
+FORGOTTEN_SECONDS = 30 * 86_400
 """How long a runner that is gone is still known, and its tokens are."""
 
 

@@ -65,8 +65,12 @@ def standing(record: AgentRecord) -> Standing:
 
 def history(record: AgentRecord) -> list[dict[str, Any]]:
     """The transitions that the document remembers, newest first: `{from, to, trigger, reason?, at, version, by}`."""
-    newest_first = sorted(record.transitions.values(), key=lambda entry: int(entry["number"]), reverse=True)
-    return [{name: value for name, value in entry.items() if name != "number"} for entry in newest_first]
+    return [{name: value for name, value in entry.items() if name != "number"} for entry in numbered(record)]
+
+
+def numbered(record: AgentRecord) -> list[dict[str, Any]]:
+    """The same, each with the number that it has among all transitions of the agent."""
+    return sorted(record.transitions.values(), key=lambda entry: int(entry["number"]), reverse=True)
 
 
 def _assigned(

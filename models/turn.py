@@ -23,7 +23,7 @@ from models.listing import Window, page_of
 from models.packing import INLINE_BYTES
 from models.path import upwards
 from models.segment import Step
-from models.settings import DEFAULTS
+from models.settings import most_steps
 from models.transition import Move, Standing, move, move_along, standing
 from models.tree import Appended, Draft
 
@@ -62,20 +62,22 @@ def begin(record: AgentRecord, draft: Draft, stamp: Stamp, *, inline: int = INLI
     Without a pool an agent is spawned by the way. The same turn begun again, with a chosen id, is answered as at first.
     Raises AgentBusy, IllegalTransition, and what an append raises.
     """
-    draft = replace(draft, given={**draft.given, "begin": True})
-    appended = tree.append(record, [draft], stamp, inline=inline) if record.state not in IN_TURN else None
-    if record.turn is not None and draft.chosen and record.turn["id"] == draft.id:
-        appended = tree.append(record, [draft], stamp, inline=inline)
-        if not appended.kinds:
-            return record.unchanged(_begun(record, appended))
-    if appended is None:
+    turn_id = draft.given.get("turn_id", draft.id)
+    draft = replace(draft, given={**draft.given, "turn_id": turn_id, "begin": True})
+    if record.turn is not None and draft.chosen and record.turn["id"] == turn_id and record.has(draft.id):
+        repeated = tree.append(record, [draft], stamp, inline=inline)
+        return record.unchanged(_begun(record, repeated))
+    if record.state in IN_TURN:
         raise AgentBusy(f"The agent is {record.state}: wait for the turn to end, or stop it.", state=record.state)
+    ways = _way_to_busy(record)
+    move(record, ways, stamp)  # the state is judged before the step
+    appended = tree.append(record, [draft], stamp, inline=inline)
     if not appended.kinds:
         raise Conflict(f"The step '{draft.id}' is there already, and its turn is not open.")
-    opened = {"id": _first(appended)["turn_id"], "last": draft.id, "steps": 0, "begun_at": stamp.now}
+    opened = {"id": turn_id, "last": draft.id, "steps": 0, "begun_at": stamp.now}
     turn = {**opened, "calls": _open_calls([], [draft.given])}
     fence = {} if record.runner is not None else {"fence": record.fence + 1}
-    change = move_along(appended, _way_to_busy(record), stamp, turn=turn, **fence)
+    change = move_along(appended, ways, stamp, turn=turn, **fence)
     return replace(change, answer=_begun(change.record, appended))
 
 
@@ -104,7 +106,7 @@ def append(
     if not own:
         return appended
     count = turn["steps"] + len(own)
-    if count >= _max_steps(record):
+    if count >= most_steps(record.settings):
         ended = _ended(appended, own[-1]["id"], MAX_STEPS, stamp)
         shown = [{**step, "end": True} if step["id"] == own[-1]["id"] else step for step in appended.answer.steps]
         return replace(ended, answer=replace(appended.answer, steps=shown, turn_ended=MAX_STEPS))
@@ -244,11 +246,6 @@ def _require_room(record: AgentRecord, drafts: Sequence[Draft]) -> None:
         turn = record.node(record.head).turn_id
         if given.get("turn_id", turn) == turn:
             raise Conflict(f"The turn '{turn}' has had its max_steps: begin another.", turn_id=turn)
-
-
-def _max_steps(record: AgentRecord) -> float:
-    limit = record.settings.get("max_steps", DEFAULTS["max_steps"])
-    return float("inf") if limit is None else int(limit)
 
 
 def _ended(of: AgentRecord | Change, last: str, outcome: str, stamp: Stamp, error: str | None = None) -> Change:

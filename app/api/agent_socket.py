@@ -26,7 +26,8 @@ from models.errors import FeedGap, HoldfastError, InvalidRequest
 from models.tenant import Right, Scope
 
 DRIVERS = frozenset({Right.WRITE, Right.RUNNER})
-_OF_A_FRAME = frozenset({"type", "id", "fencing_token", "if_match"})
+_TERMS = frozenset({"fencing_token", "if_match"})
+_OF_A_FRAME = _TERMS | {"type", "id"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,8 @@ class AgentSocket:
 
         path = f"/v1/agents/{self.agent}/ws"
         record = idempotency_id(self.caller, str(frame["type"]), path, frame["id"])
-        once = Once(record, digest_of(orjson.dumps(frame, option=orjson.OPT_SORT_KEYS).decode()), encoded)
+        asked = {name: value for name, value in frame.items() if name not in _TERMS}
+        once = Once(record, digest_of(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS).decode()), encoded)
         committed = await verb(Terms(guard(_text(frame, "if_match"), _text(frame, "fencing_token")), once))
         answer = committed.replay or await encoded(committed)
         return {"status": answer.status, "answer": orjson.Fragment(answer.body)}

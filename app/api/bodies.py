@@ -30,6 +30,7 @@ def _named(kind: type[StrEnum]) -> BeforeValidator:
     return BeforeValidator(parse)
 
 
+Reason = Annotated[str, Field(max_length=500)]
 MAX_CAPACITY = 10_000
 MAX_WAIT_SECONDS = 60
 Wait = Annotated[int | float, Field(ge=0, le=MAX_WAIT_SECONDS)]
@@ -137,7 +138,7 @@ class TransitionBody(Body):
 
     to: Annotated[State, _named(State)]
     trigger: Annotated[Trigger, _named(Trigger)]
-    reason: Text | None = None
+    reason: Reason | None = None
 
 
 class TurnBody(StepInput):
@@ -152,7 +153,7 @@ class FinishBody(Body):
 
     steps: Annotated[list[StepInput], Field(min_length=1)] = ABSENT
     outcome: Literal["completed", "error", "stopped"]
-    error: Text | None = None
+    error: Reason | None = None
 
 
 class ResourceBody(Body):
@@ -184,6 +185,10 @@ class ClaimBody(Body):
 
     max: Annotated[int, Field(ge=1, le=MAX_CAPACITY)]
     wait_seconds: Wait = 0
+    agents: Annotated[
+        list[Id] | None,
+        Field(max_length=MAX_CAPACITY, description="What the runner knows it drives: other claims are told again."),
+    ] = None
 
 
 class ReleaseBody(Body):

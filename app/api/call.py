@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -149,6 +151,21 @@ class WriteCall:
             return None
         record = idempotency_id(self.caller, self.request.method, self.request.url.path, self.idempotency_key)
         return Once(record, await request_digest(self.request), encode)
+
+
+@contextmanager
+def leaving(request: AnyRequest) -> Iterator[Callable[[], bool]]:
+    """Says whether the caller has hung up meanwhile. The request's body has to have been read."""
+    waiting = asyncio.create_task(_disconnected(request))
+    try:
+        yield waiting.done
+    finally:
+        waiting.cancel()
+
+
+async def _disconnected(request: AnyRequest) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _caller(request: AnyRequest) -> Scope:

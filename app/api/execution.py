@@ -22,11 +22,11 @@ from app.lanes import Committed, Terms
 from models.agent import AgentRecord
 from models.command import CommandRecord
 from models.commit import Reply
-from models.transition import history
+from models.transition import numbered
 
 Doing = NamedDependency[Execution]
 
-_HIDDEN = frozenset({"id", "tenant", "owner", "number", "incarnation", "expires_at"})
+_HIDDEN = frozenset({"id", "tenant", "owner", "number", "incarnation", "born", "prepared", "expires_at"})
 
 
 def _stands(committed: Committed) -> Unsent:
@@ -51,13 +51,10 @@ def shown_command(command: CommandRecord) -> dict[str, Any]:
 
 
 def _history(record: AgentRecord, limit: int, before: int | None) -> dict[str, Any]:
-    """A page of transitions; those of one version stay together."""
-    found = [entry for entry in history(record) if before is None or entry["version"] < before]
-    page = found[:limit]
-    while len(page) < len(found) and page[-1]["version"] == found[len(page)]["version"]:
-        page.append(found[len(page)])
-    more = transitions_cursor(page[-1]["version"]) if len(page) < len(found) else None
-    return {"items": page, "next_cursor": more}
+    found = [entry for entry in numbered(record) if before is None or entry["number"] < before]
+    shown = [{name: value for name, value in entry.items() if name != "number"} for entry in found[:limit]]
+    more = transitions_cursor(found[limit - 1]["number"]) if len(found) > limit else None
+    return {"items": shown, "next_cursor": more}
 
 
 class ExecutionRoutes(Controller):

@@ -68,13 +68,13 @@ def runner_after(cursor: str) -> str:
     return _unpacked(cursor, _RunnersCursor).runner
 
 
-def transitions_cursor(version: int) -> str:
-    """The cursor that goes on before this version's transitions."""
-    return _packed(_TransitionsCursor(version))
+def transitions_cursor(number: int) -> str:
+    """The cursor that goes on before the transition of this number."""
+    return _packed(_TransitionsCursor(number))
 
 
 def transitions_before(cursor: str) -> int:
-    """The version of a `transitions_cursor`. Raises InvalidRequest."""
+    """The number of a `transitions_cursor`. Raises InvalidRequest."""
     return _unpacked(cursor, _TransitionsCursor).before
 
 

@@ -21,7 +21,7 @@ from app.api.bodies import (
     ReleaseBody,
     RunnerBody,
 )
-from app.api.call import Caller, Writing
+from app.api.call import AnyRequest, Caller, Writing, leaving
 from app.api.execution import shown_command
 from app.api.paging import DEFAULT_LIMIT, runner_after, runners_cursor
 from app.api.routes import DECIDE, LIST, POLL, RUNNER, gone
@@ -29,6 +29,7 @@ from app.commands import Commands
 from app.config import Settings
 from app.reconciler import Reconciler
 from app.runners import Beaten, Runners
+from models.ids import check_pool
 from models.runner import PoolRecord, RunnerRecord, RunnerState
 
 RunnerId = FromPath[str]
@@ -112,9 +113,11 @@ class RunnerRoutes(Controller):
 
     @post("/{runner_id:str}/claim", **RUNNER, status_code=200, summary="Claim agents that wait for a runner")
     async def claim(
-        self, runner_id: RunnerId, caller: Caller, data: JSONBody[ClaimBody], runners: Fleet
+        self, runner_id: RunnerId, caller: Caller, data: JSONBody[ClaimBody], runners: Fleet, request: AnyRequest
     ) -> Answer[shapes.Claims]:
-        return _answer({"claims": await runners.claim(caller, runner_id, data.max, data.wait_seconds)})
+        with leaving(request) as left:
+            claims = await runners.claim(caller, runner_id, data.max, data.wait_seconds, known=data.agents, left=left)
+        return _answer({"claims": claims})
 
     @post("/{runner_id:str}/release", **RUNNER, status_code=200, summary="Let an agent go, or hand it off")
     async def release(
@@ -197,13 +200,13 @@ class PoolRoutes(Controller):
 
     @get("/{pool:str}", **LIST, summary="Read how a pool restarts agents that failed")
     async def read(self, pool: FromPath[str], caller: Caller, runners: Fleet) -> Answer[shapes.Restarts]:
-        return _answer(_shown_pool(await runners.pool(caller, pool)))
+        return _answer(_shown_pool(await runners.pool(caller, check_pool(pool))))
 
     @put("/{pool:str}", **DECIDE, summary="Decide how a pool restarts agents that failed")
     async def decide(
         self, pool: FromPath[str], caller: Caller, data: JSONBody[PoolBody], runners: Fleet
     ) -> Answer[shapes.Restarts]:
-        return _answer(_shown_pool(await runners.set_pool(caller, pool, data.given())))
+        return _answer(_shown_pool(await runners.set_pool(caller, check_pool(pool), data.given())))
 
 
 @post("/v1/reconcile", **DECIDE, status_code=200, summary="Free agents of runners that are gone", tags=["execution"])

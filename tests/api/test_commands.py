@@ -281,3 +281,35 @@ async def test_start_waits_for_a_runner_whatever_the_pools_policy(mortal: tuple[
     await until(lambda: agent.call("GET"), lambda shown: shown["state"] == "failed", 30)
     runner = await Runner.made(api, pool)
     assert [claim["agent"] for claim in await runner.claim()] == [agent.id]
+
+
+async def test_too_much_said_beside_an_agent_is_refused(replicas: tuple[Api, Api], pool: str) -> None:
+    """What takes little as JSON may take much as it is stored: payload, result, metadata."""
+    api, _ = replicas
+    many = [1] * 1_600_000
+    agent = await api.made(pool=pool)
+    await agent.call("POST", "/commands", {"action": "custom", "payload": many}, expect="too-large")
+    body = {"pool": pool, "platform": "local", "capacity": 1}
+    await api.call("POST", "/v1/runners", {**body, "metadata": {"many": many}}, expect="too-large")
+    runner = await Runner.made(api, pool)
+    command = await asked(agent)
+    await got(runner)
+    await said(api, command, "complete", {"result": many}, expect="too-large")
+    assert (await status_of(api, command))["status"] == "sent"
+
+
+async def test_word_about_an_agent_that_is_gone_does_nothing_to_the_next_of_its_id(
+    replicas: tuple[Api, Api], pool: str
+) -> None:
+    """A terminate that comes true after the agent was deleted and made again leaves the new one alone."""
+    api, _ = replicas
+    agent = await api.made(id=f"again-{pool[-8:]}", pool=pool)
+    runner = await Runner.made(api, pool)
+    await runner.claim()
+    command = await asked(agent, "terminate")
+    await got(runner)
+    await agent.call("DELETE")
+    await api.made(id=agent.id, pool=pool)
+    await runner.claim()
+    await said(api, command, "complete")
+    assert (await agent.read())["state"] == "starting"

@@ -521,3 +521,64 @@ async def test_reconciliation_ends_at_the_owner_of_the_key(
     report = await keyed.call("POST", "/v1/reconcile", headers=ann)
     assert report.json()["changed"] == []
     assert (await keyed.call("GET", path, headers=everything)).json()["state"] == "failed"
+
+
+async def test_claim_that_was_not_heard_is_told_again(replicas: tuple[Api, Api], pool: str) -> None:
+    """With the delegate's token, to the runner that says what it knows it drives."""
+    api, _ = replicas
+    agent = await api.made(pool=pool, delegate={"user": {}, "token": "secret"})
+    runner = await Runner.made(api, pool)
+    (first,) = await runner.claim()
+    again = await runner.call("POST", "/claim", {"max": 5, "agents": []})
+    assert [(one["agent"], one["fence"], one["delegate"]["token"]) for one in again.json()["claims"]] == [
+        (agent.id, first["fence"], "secret")
+    ]
+    known = await runner.call("POST", "/claim", {"max": 5, "agents": [agent.id]})
+    assert known.json()["claims"] == []
+
+
+async def test_sleeping_agents_take_no_room(replicas: tuple[Api, Api], pool: str) -> None:
+    """One that was left with an earlier incarnation does not count for the next."""
+    api, _ = replicas
+    agent = await api.made(pool=pool)
+    runner = await Runner.made(api, pool, 1, id=f"sleeper-{pool[-8:]}")
+    await idle(agent, (await runner.claim())[0])
+    await agent.call("POST", "/commands", {"action": "hibernate"})
+    (command,) = (await runner.call("GET", "/commands")).json()["items"]
+    await api.call("POST", f"/v1/commands/{command['id']}/complete")
+    again = await Runner.made(api, pool, 1, id=runner.id)
+    other = await api.made(pool=pool)
+    assert [claim["agent"] for claim in await again.claim()] == [other.id]
+
+
+async def test_hand_off_to_one_that_got_full_is_free_for_others(replicas: tuple[Api, Api], pool: str) -> None:
+    """Nobody waits for room that does not come."""
+    api, _ = replicas
+    agent = await api.made(pool=pool)
+    one, two = [await Runner.made(api, pool, 1) for _ in range(2)]
+    await idle(agent, (await one.claim())[0])
+    await one.call("POST", "/release", {"agent": agent.id, "hand_off": two.id})
+    await api.made(pool=pool)
+    assert await one.claim(1) != []
+    await one.call("DELETE")
+    (claim,) = await two.claim(1)
+    three = await Runner.made(api, pool, 5)
+    rest = await three.claim(5)
+    assert agent.id in {claim["agent"], *(one["agent"] for one in rest)}
+
+
+async def test_one_agents_trouble_keeps_no_other_from_being_claimed(
+    replicas: tuple[Api, Api], pool: str, mongo: MongoClient[dict[str, Any]]
+) -> None:
+    """An agent that can't be written is passed over."""
+    api, _ = replicas
+    agents = [await api.made(pool=pool) for _ in range(4)]
+    (name,) = [
+        each
+        for each in mongo.list_database_names()
+        if mongo[each]["agents"].find_one({"_id": f"default:{agents[0].id}"})
+    ]
+    mongo[name]["agents"].update_one({"_id": f"default:{agents[0].id}"}, {"$set": {"model": "x" * 15_900_000}})
+    runner = await Runner.made(api, pool)
+    claims = {claim["agent"] for claim in await runner.claim(5)}
+    assert claims >= {agent.id for agent in agents[1:]}

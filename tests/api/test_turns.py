@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from pymongo import MongoClient
 
 from app.config import Settings
 from tests.api.driver import Api, Handle, Json, serving
@@ -337,3 +338,53 @@ async def test_full_agent_can_still_be_driven_to_an_end(open_settings: Settings,
         await finished(agent, turn, "stopped")
         await begun(agent, "again")
         await agent.call("POST", "/transitions", {"to": "failed", "trigger": "process_crashed"})
+
+
+async def test_prompt_of_any_role_opens_a_turn_of_its_own(api: Api) -> None:
+    """Also one that is no user's, after a turn that is over."""
+    agent = await api.made()
+    first = (await begun(agent))["turn_id"]
+    await finished(agent, first)
+    second = await agent.call("POST", "/turns", {"role": "system", "content": "wake up", "id": "s"})
+    assert second.json()["turn_id"] == "s"
+    assert (
+        await agent.call("POST", "/turns", {"role": "system", "content": "wake up", "id": "s"})
+    ).json() == second.json()
+    await finished(agent, "s")
+    await agent.call("POST", "/revert", {"turn_id": "s"})
+    assert await agent.path() == [first]
+
+
+async def test_state_is_judged_before_the_parent(api: Api) -> None:
+    """As the contract orders it."""
+    agent = await api.made(pool="nobody's")
+    body = {"content": "x", "parent_id": "nowhere"}
+    await agent.call("POST", "/turns", body, expect="illegal-transition")
+
+
+async def test_live_step_that_ends_a_turn_says_so(api: Api) -> None:
+    """As every other reading of it does."""
+    agent = await api.made()
+    turn = (await begun(agent))["turn_id"]
+    async with following(api, agent.id) as feed:
+        await feed.take(1)
+        done = await finished(agent, turn, steps=[{"role": "agent", "content": "done"}])
+        told = await feed.take_until(done["version"])
+        assert [one.data for one in told if one.kind == "step"] == done["steps"]
+
+
+async def test_lease_goes_on_for_others_where_one_setting_is_odd(
+    open_settings: Settings, mongo_uri: str, mongo: MongoClient[dict[str, Any]]
+) -> None:
+    """What an earlier program left unchecked is taken as the default, and stops nobody's reconciliation."""
+    async with serving(open_settings, mongo_uri) as own:
+        odd = await own.made()
+        await begun(odd)
+        await own.call("PATCH", f"/v1/agents/{odd.id}", {"name": "odd"})
+        agents = mongo[open_settings.mongodb_database]["agents"]
+        agents.update_one({"_id": f"default:{odd.id}"}, {"$set": {"settings.execution_timeout_seconds": "4m"}})
+        other = await own.made(settings={"execution_timeout_seconds": 1})
+        await begun(other)
+        async with following(own, other.id) as feed:
+            await feed.wait(lambda: any(one.data.get("state") == "failed" for one in feed.events), 15)
+        await odd.call("DELETE")

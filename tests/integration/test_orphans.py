@@ -38,14 +38,14 @@ async def test_death_of_an_earlier_incarnation_frees_nothing_of_the_next(runtime
     command = await runtime.commands.create(ANONYMOUS, claim["agent"], {"action": Action.CUSTOM}, Terms())
     await runtime.runners.commands(ANONYMOUS, "phoenix", 0)
     await runtime.commands.ack(ANONYMOUS, command.name)
-    assert await runtime.orphans.free(dead) == []
+    assert await runtime.orphans.free(dead) == ([], True)
     await runtime.commands.leave(dead)
     driven = (await runtime.runners.heartbeat(ANONYMOUS, "phoenix", None, None)).agents
     assert {one["id"] for one in driven} == {"old", "new"}
     assert (await runtime.commands.get(ANONYMOUS, command.name)).status == "acked"
     gone = await runtime.roster.expire(again.id, again.incarnation, again.beat + 1)
     assert gone is not None
-    assert {one.agent for one in await runtime.orphans.free(gone)} == {"old", "new"}
+    assert {one.agent for one in (await runtime.orphans.free(gone))[0]} == {"old", "new"}
 
 
 async def test_dry_run_says_what_would_be_changed_and_changes_nothing(runtime: Runtime) -> None:

@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
-from models.command import Action, CommandRecord, CommandStatus, deliverable
-
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
+from models.command import CommandStatus, Queued, deliverable
 
 
-def command(name: str, status: str = "pending", runner: str | None = None, agent: str = "a") -> CommandRecord:
-    return CommandRecord(
-        id=f"t:{name}",
-        tenant="t",
-        agent=agent,
-        number=int(name),
-        pool="p",
-        action=Action.CUSTOM,
-        status=CommandStatus(status),
-        runner=runner,
-        by="me",
-        created_at=NOW,
-        deadline_at=NOW,
-    )
+def command(name: str, status: str = "pending", runner: str | None = None, agent: str = "a") -> Queued:
+    return Queued(name, agent, int(name), CommandStatus(status), 0, runner)
 
 
-def given(*queue: CommandRecord, to: str = "r", driver: str | None = None) -> list[str]:
-    return [one.name for one in deliverable(queue, to, {"a": driver, "b": None})]
+def given(*queue: Queued, to: str = "r", driver: str | None = None) -> list[str]:
+    return [one.key for one in deliverable(queue, to, {"a": driver, "b": None})]
 
 
 def test_driver_gets_what_is_for_its_agent() -> None:
