@@ -54,6 +54,12 @@ class Idempotency:
             "expires_at": self._clock.now() + KEPT_FOR,
         }
 
+    async def keep(self, record: dict[str, Any]) -> None:
+        """Write a record by itself. Raises DuplicateKeyError when there is one."""
+        # unscoped: the record's id is made from the tenant
+        await self._mongo.idempotency.delete_one({"_id": record["_id"], "expires_at": {"$lte": self._clock.now()}})
+        await self._mongo.idempotency.insert_one(record)
+
     async def remember(self, record: dict[str, Any], session: AsyncClientSession) -> None:
         """Write a record in the transaction of what it is about. Of two with the same id at most one commits."""
         # unscoped: the record's id is made from the tenant

@@ -27,6 +27,8 @@ from app.drafts import Drafts
 from app.execution import Execution
 from app.feed import Caps, Feed
 from app.filling import Filling
+from app.idempotency import Idempotency
+from app.keyed import KeyedAnswers
 from app.mongo import Mongo, open_client
 from app.orphans import Orphans
 from app.reads import Reads
@@ -99,6 +101,7 @@ class Runtime:
             seconds=seconds,
             kept=timedelta(seconds=settings.command_seconds),
         )
+        self.keyed = KeyedAnswers(Idempotency(self.mongo, clock), vault, seconds=seconds)
         settling = Settling(self.roster, self.orphans, self.commands, self.keys)
         self.runners = Runners(
             *(self.mongo, self.store, self.roster, settling, self.commands, self.keys, vault, bell),
@@ -207,6 +210,7 @@ def application_of(runtime: Runtime) -> ASGIApp:
         runners=runtime.runners,
         commands=runtime.commands,
         reconciler=runtime.reconciler,
+        keyed=runtime.keyed,
         streams=runtime.streams,
         cache=runtime.cache,
         filling=runtime.filling,

@@ -410,7 +410,7 @@ class Runner:
             if room <= 0:
                 await self._changed.wait()
                 continue
-            body = {"max": room, "wait_seconds": POLL_SECONDS}
+            body = {"max": room, "wait_seconds": POLL_SECONDS, "agents": sorted(self._drivers)}
             seconds = POLL_SECONDS + ANSWER_SECONDS
             answer = await self._replicas.insist("POST", self._path("claim"), json=body, seconds=seconds)
             for claim in answer["claims"]:

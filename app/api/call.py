@@ -34,6 +34,7 @@ from app.commands import Commands
 from app.config import Settings
 from app.execution import Execution
 from app.filling import Filling
+from app.keyed import KeyedAnswers
 from app.lanes import Committed, Encode, Once, Terms
 from app.reads import Freshness, Seen
 from app.reconciler import Reconciler
@@ -208,6 +209,11 @@ def _reconciler(request: AnyRequest) -> Reconciler:
     return reconciler
 
 
+def _keyed(request: AnyRequest) -> KeyedAnswers:
+    keyed: KeyedAnswers = request.app.state.keyed
+    return keyed
+
+
 def _settings(request: AnyRequest) -> Settings:
     settings: Settings = request.app.state.settings
     return settings
@@ -252,6 +258,7 @@ DEPENDENCIES = {
     "execution": Provide(_execution, sync_to_thread=False),
     "runners": Provide(_runners, sync_to_thread=False),
     "commands": Provide(_commands, sync_to_thread=False),
+    "keyed": Provide(_keyed, sync_to_thread=False),
     "settings": Provide(_settings, sync_to_thread=False),
     "reconciler": Provide(_reconciler, sync_to_thread=False),
     "posted": Provide(_posted, sync_to_thread=False),

@@ -12,6 +12,7 @@ from app.commands import Commands
 from app.config import Settings
 from app.execution import Execution
 from app.filling import Filling
+from app.keyed import KeyedAnswers
 from app.reconciler import Reconciler
 from app.runners import Runners
 from app.streams import Streams
@@ -30,6 +31,7 @@ class Parts:
     runners: Runners
     commands: Commands
     reconciler: Reconciler
+    keyed: KeyedAnswers
     streams: Streams
     cache: Cache
     filling: Filling

@@ -10,7 +10,7 @@ from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from app.api import shapes
 from app.api.agents import Limit
-from app.api.answers import JSON, Answer, encode, page, reply
+from app.api.answers import JSON, Answer, as_response, encode, page, reply
 from app.api.bodies import (
     MAX_WAIT_SECONDS,
     ClaimBody,
@@ -27,8 +27,10 @@ from app.api.paging import DEFAULT_LIMIT, runner_after, runners_cursor
 from app.api.routes import DECIDE, LIST, POLL, RUNNER, gone
 from app.commands import Commands
 from app.config import Settings
+from app.keyed import KeyedAnswers
 from app.reconciler import Reconciler
 from app.runners import Beaten, Runners
+from models.commit import Reply
 from models.ids import check_pool
 from models.runner import PoolRecord, RunnerRecord, RunnerState
 
@@ -36,12 +38,17 @@ RunnerId = FromPath[str]
 Fleet = NamedDependency[Runners]
 Queue = NamedDependency[Commands]
 
+_KEYED_ID = 22
 _SHOWN = ("pool", "platform", "region", "capacity", "metadata", "state", "incarnation", "owner")
 _TIMES = ("registered_at", "seen_at", "gone_at")
 
 
-def _answer(value: Any, status: int = 200, **headers: str) -> Answer[Any]:
-    return Answer(encode(value), status_code=status, media_type=JSON, headers=headers)
+def _answer(value: Any) -> Answer[Any]:
+    return Answer(encode(value), media_type=JSON)
+
+
+async def _unused(_: Any) -> Reply:
+    raise AssertionError("a keyed answer is kept as it was made")
 
 
 def shown_runner(runner: RunnerRecord, load: int, settings: Settings) -> dict[str, Any]:
@@ -75,11 +82,24 @@ class RunnerRoutes(Controller):
 
     @post(**RUNNER, summary="Register a runner, or one that was here before")
     async def register(
-        self, caller: Caller, data: JSONBody[RunnerBody], runners: Fleet, settings: NamedDependency[Settings]
+        self,
+        data: JSONBody[RunnerBody],
+        posted: Writing,
+        runners: Fleet,
+        keyed: NamedDependency[KeyedAnswers],
+        settings: NamedDependency[Settings],
     ) -> Answer[shapes.Registered]:
-        runner, token, new = await runners.register(caller, data.given())
-        shown = {**shown_runner(runner, 0, settings), "token": token}
-        return _answer(shown, 201 if new else 200, Location=f"/v1/runners/{runner.name}")
+        once = await posted.once(_unused)
+        spec = data.given()
+        if once is not None:  # sent again it is the same runner, also when the first answer was never kept
+            spec = {"id": once.id[:_KEYED_ID], **spec}
+
+        async def made() -> Reply:
+            runner, token, new = await runners.register(posted.caller, spec)
+            shown = {**shown_runner(runner, 0, settings), "token": token}
+            return Reply(201 if new else 200, encode(shown), {"Location": f"/v1/runners/{runner.name}"})
+
+        return as_response(await keyed.answer(once, posted.caller.tenant, made))
 
     @get(**LIST, summary="List runners, present and gone")
     async def list(

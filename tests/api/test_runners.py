@@ -582,3 +582,22 @@ async def test_one_agents_trouble_keeps_no_other_from_being_claimed(
     runner = await Runner.made(api, pool)
     claims = {claim["agent"] for claim in await runner.claim(5)}
     assert claims >= {agent.id for agent in agents[1:]}
+
+
+async def test_keyed_registration_is_answered_as_at_first(
+    replicas: tuple[Api, Api], pool: str, mongo: MongoClient[dict[str, Any]]
+) -> None:
+    """The same runner and token, on another replica; another body is a mistake; the kept token is sealed."""
+    api, other = replicas
+    body = {"pool": pool, "platform": "local", "capacity": 1}
+    key = {"Idempotency-Key": f"register-{pool}"}
+    first = await api.call("POST", "/v1/runners", body, headers=key, expect=201)
+    again = await other.call("POST", "/v1/runners", body, headers=key, expect=201)
+    assert (again.json(), again.headers["location"]) == (first.json(), first.headers["location"])
+    await api.call("POST", "/v1/runners", {**body, "capacity": 2}, headers=key, expect="idempotency-mismatch")
+    listed = (await api.call("GET", "/v1/runners", pool=pool)).json()["items"]
+    assert [(one["id"], one["incarnation"]) for one in listed] == [(first.json()["id"], 1)]
+    token = first.json()["token"].encode()
+    for name in mongo.list_database_names():
+        if name.startswith("test_"):
+            assert not any(token in bytes(one["body"]) for one in mongo[name]["idempotency"].find())
