@@ -497,7 +497,7 @@ class Unreliable:
 def test_lost_answers_and_no_events_at_all_cost_nothing_but_time(
     running: Running, made: Made, replicas: list[Replica]
 ) -> None:
-    """Claims whose answer was lost are adopted, such writes are made once, heartbeats tell the rest."""
+    """Claims whose answer was lost are told again, such writes are made once, heartbeats tell the rest."""
     writes = (("POST", "/steps"), ("POST", "/finish"), ("POST", "/transitions"), ("PUT", "/resource"))
     others = (("POST", "/claim"), ("POST", "/ack"), ("POST", "/complete"), ("POST", "/runners"), ("DELETE", ""))
     unreliable = Unreliable(replicas[0], *writes, *others)
@@ -511,7 +511,7 @@ def test_lost_answers_and_no_events_at_all_cost_nothing_but_time(
         ann.process.send_signal(signal.SIGTERM)
         assert ann.ended() == 0
     assert all(count >= 2 for count in unreliable.cuts.values()), unreliable.cuts
-    assert ann.events("adopted")
+    assert {one["agent"] for one in ann.events("claimed") + ann.events("adopted")} == {agent.id for agent in agents}
     assert ann.events("crashed") + ann.events("dead") == []
     for agent in agents:
         assert_all_there(agent, ann)
