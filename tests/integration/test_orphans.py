@@ -6,12 +6,16 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import uuid4
 
+import pytest
 import pytest_asyncio
 
 from app.config import Settings
 from app.lanes import Terms
+from app.reads import Freshness
 from app.runtime import Runtime, running
 from models.command import Action
+from models.errors import Unavailable
+from models.execution import State, Trigger
 from models.tenant import ANONYMOUS
 
 RUNNER = {"id": "phoenix", "pool": "p", "platform": "local", "capacity": 5}
@@ -61,3 +65,48 @@ async def test_dry_run_says_what_would_be_changed_and_changes_nothing(runtime: R
     done = await runtime.reconciler.reconcile(None)
     assert [one.shown() for one in done.changed] == [one.shown() for one in foreseen.changed]
     assert (await runtime.reconciler.reconcile(None)).changed == []
+
+
+async def test_settling_that_was_cut_off_is_done_again(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A runner counts as settled only when its commands were let go of, too."""
+    await runtime.agents.create(ANONYMOUS, {"id": "a", "pool": "p"}, Terms())
+    await runtime.runners.register(ANONYMOUS, RUNNER)
+    await runtime.runners.claim(ANONYMOUS, "phoenix", 1, 0)
+    command = await runtime.commands.create(ANONYMOUS, "a", {"action": Action.CUSTOM}, Terms())
+    await runtime.runners.commands(ANONYMOUS, "phoenix", 0)
+    await runtime.commands.ack(ANONYMOUS, command.name)
+    await runtime.reconciler.stop()
+    with monkeypatch.context() as patched:
+        patched.setattr(runtime.commands, "leave", _away)
+        await runtime.runners.register(ANONYMOUS, RUNNER)
+    assert (await runtime.commands.get(ANONYMOUS, command.name)).status == "acked"
+    await runtime.reconciler.settle()
+    assert (await runtime.commands.get(ANONYMOUS, command.name)).status == "failed"
+    assert await runtime.roster.unsettled() == []
+
+
+async def test_command_that_was_written_and_not_carried_out_is_carried_out_later(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller is answered; what the command does to the agent is made up for, once."""
+    await runtime.reconciler.stop()
+    for agent, action in (("a", Action.START), ("b", Action.TERMINATE)):
+        await runtime.agents.create(ANONYMOUS, {"id": agent, "pool": "p"}, Terms())
+        if action is Action.START:
+            await runtime.execution.transit(ANONYMOUS, agent, State.STOPPED, Trigger.USER_TERMINATED, None, Terms())
+        with monkeypatch.context() as patched:
+            patched.setattr(runtime.commands, "_commit", _away)
+            await runtime.commands.create(ANONYMOUS, agent, {"action": action}, Terms())
+    await runtime.commands.tidy()
+    states = {}
+    for agent in ("a", "b"):
+        record = (await runtime.agents.get(ANONYMOUS, agent, Freshness(strong=True))).record
+        states[agent] = record.state, record.version
+    assert {agent: state for agent, (state, _) in states.items()} == {"a": "starting", "b": "stopped"}
+    await runtime.commands.tidy()
+    for agent, (_, version) in states.items():
+        assert (await runtime.agents.get(ANONYMOUS, agent, Freshness(strong=True))).record.version == version
+
+
+async def _away(*_: object) -> None:
+    raise Unavailable("The database does not answer; try again.")
