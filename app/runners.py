@@ -264,6 +264,9 @@ class Runners:
             return []
         claiming = [one for one in present if one.state in _CLAIMING]
         loads = await self._loads(runner.tenant, claiming)
+        most = min(most, runner.capacity - loads.get(runner.name, 0))
+        if most <= 0:
+            return []
         takers = frozenset(one.name for one in claiming if one.capacity > loads[one.name]) - {runner.name}
         free = [agent for agent, offered in waiting.items() if offered not in takers]
         share = min(most, _share(runner, claiming, loads, len(free)))
@@ -311,7 +314,8 @@ class Runners:
             if made is not None:
                 claims.append(made)
         if claims:
-            await self._commands.follow(runner.tenant, [one["agent"] for one in claims], runner.name)
+            with suppress(Unavailable):  # who drives an agent gets its commands in any case
+                await self._commands.follow(runner.tenant, [one["agent"] for one in claims], runner.name)
             self._metrics.claims.inc(len(claims))
         return claims
 
