@@ -176,7 +176,7 @@ class RunnerRoutes(Controller):
         wait_seconds: Annotated[float, QueryParameter(ge=0, le=MAX_WAIT_SECONDS)] = 0,
     ) -> Answer[shapes.Commands]:
         due = await runners.commands(caller, runner_id, wait_seconds)
-        return _answer({"items": [shown_command(command) for command in due]})
+        return page([shown_command(command) for command in due], None)
 
 
 class CommandRoutes(Controller):
@@ -216,7 +216,7 @@ class PoolRoutes(Controller):
 
     @get(**LIST, summary="Count each pool's runners, agents and commands")
     async def list(self, caller: Caller, runners: Fleet) -> Answer[shapes.PoolList]:
-        return _answer({"items": await runners.pools(caller)})
+        return page(await runners.pools(caller), None)
 
     @get("/{pool:str}", **LIST, summary="Read how a pool restarts agents that failed")
     async def read(self, pool: FromPath[str], caller: Caller, runners: Fleet) -> Answer[shapes.Restarts]:

@@ -364,6 +364,7 @@ class Command(Struct):
 
 class Commands(Struct):
     items: list[Command]
+    next_cursor: str | None
 
 
 class Restarts(Struct):
@@ -389,6 +390,7 @@ class Pool(Struct):
 
 class PoolList(Struct):
     items: list[Pool]
+    next_cursor: str | None
 
 
 class Reconciled(Struct, rename={"before": "from"}):
