@@ -123,7 +123,9 @@ class Reconciler:
         still = self._runners.look(pulses, asked=asked, answered=self._clock.monotonic())
         beats = dict(pulses)
         for runner, seconds in still.items():
-            if seconds >= self._ttl and await self._roster.expire(runner, *beats[runner]) is not None:
+            if seconds < self._ttl or self._roster.heard_since(runner, asked - self._ttl):
+                continue  # a heartbeat that is on its way through a slow service is a sign of life, too
+            if await self._roster.expire(runner, *beats[runner]) is not None:
                 self._metrics.expired.inc()
                 _log.warning("runner declared dead", runner=runner, silent_seconds=round(seconds, 2))
                 del beats[runner]

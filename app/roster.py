@@ -6,6 +6,7 @@ beats meanwhile lives on.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -30,6 +31,7 @@ class Roster:
         self._mongo = mongo
         self._clock = clock
         self._seconds = seconds
+        self._heard: OrderedDict[str, float] = OrderedDict()
 
     async def register(self, scope: Scope, spec: Mapping[str, Any]) -> tuple[RunnerRecord, bool]:
         """A live runner in its next incarnation; whether it is new.
@@ -84,6 +86,7 @@ class Roster:
     async def beat(self, scope: Scope, name: str, capacity: int | None) -> RunnerRecord:
         """Take a heartbeat: one small write. Raises as `own` does."""
         _require_named(scope, name)
+        self._hear(_key(scope, name))
         guard: dict[str, Any] = {"_id": _key(scope, name), "state": {"$in": _PRESENT}}
         if scope.runner is not None:
             guard["incarnation"] = scope.incarnation
@@ -93,6 +96,10 @@ class Roster:
         with unavailable_when_failing(self._seconds):
             beaten = await self._changed(scope.filter(guard), {"$inc": {"beat": 1}, "$set": seen})
         return beaten or await self.own(scope, name)
+
+    def heard_since(self, runner: str, instant: float) -> bool:
+        """Whether a heartbeat in the runner's name came here after a monotonic time, whatever became of it."""
+        return self._heard.get(runner, float("-inf")) > instant
 
     async def drain(self, scope: Scope, name: str) -> RunnerRecord:
         """Let a runner drive what it has and claim nothing more. Raises as `own` does."""
@@ -191,6 +198,12 @@ class Roster:
     def _end(self, state: RunnerState) -> dict[str, Any]:
         return {"$set": {"state": state.value, "gone_at": self._clock.now(), "settled": False}}
 
+    def _hear(self, runner: str) -> None:
+        self._heard[runner] = self._clock.monotonic()
+        self._heard.move_to_end(runner)
+        while len(self._heard) > _REMEMBERED:
+            self._heard.popitem(last=False)
+
     async def _found(self, key: str) -> RunnerRecord | None:
         # unscoped: the key begins with the tenant
         found = await self._mongo.runners.find_one({"_id": key})
@@ -231,4 +244,5 @@ def _of(runner: RunnerRecord) -> dict[str, Any]:
 
 
 _NEXT_LIFE = {"$inc": {"incarnation": 1, "beat": 1}}
+_REMEMBERED = 100_000
 _WITHOUT_METADATA = {"metadata": 0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import uuid4
@@ -110,3 +111,23 @@ async def test_command_that_was_written_and_not_carried_out_is_carried_out_later
 
 async def _away(*_: object) -> None:
     raise Unavailable("The database does not answer; try again.")
+
+
+async def test_heartbeats_that_a_slow_database_holds_up_are_signs_of_life(
+    mongo_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as they arrive their runner is not taken to be dead; when they stop it is."""
+    settings = Settings(mongodb_database=f"test_{uuid4().hex[:12]}", data=tmp_path, runner_ttl_seconds=1)
+    async with running(settings, mongo_uri) as runtime:
+        await runtime.runners.register(ANONYMOUS, RUNNER)
+        with monkeypatch.context() as patched:
+            patched.setattr(runtime.roster, "_changed", _away)
+            for _ in range(20):
+                with pytest.raises(Unavailable):
+                    await runtime.roster.beat(ANONYMOUS, "phoenix", None)
+                await asyncio.sleep(0.15)
+        assert (await runtime.roster.get(ANONYMOUS, "phoenix")).present
+        async with asyncio.timeout(20):
+            while (await runtime.roster.get(ANONYMOUS, "phoenix")).present:  # noqa: ASYNC110 - another task's doing
+                await asyncio.sleep(0.1)
+        await runtime.mongo.client.drop_database(settings.mongodb_database)
