@@ -147,6 +147,7 @@ async def send(api: Api, route: Route, agent: str, **options: Any) -> Any:
     body = () if sample.body is NOTHING else (sample.body,)
     if sample.body == {"agent": DRIVEN}:
         body = ({"agent": driven_of(agent)},)
+        options["headers"] = {"Fencing-Token": "1", **(options.get("headers") or {})}
     return await api.call(route[0], path_of(route, agent), *body, **sample.query, **options)
 
 

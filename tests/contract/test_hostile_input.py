@@ -278,7 +278,7 @@ PATHS = [
 @pytest.fixture(scope="session")
 def own_settings(open_settings: Settings, new_database: Callable[[], str]) -> Settings:
     """A database of this file's own, so that nothing of others is reconciled in it meanwhile."""
-    return open_settings.model_copy(update={"mongodb_database": new_database()})
+    return open_settings.model_copy(update={"mongodb_database": new_database(), "runner_ttl_seconds": 3600})
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
