@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import orjson
 
 from app.agents import Agents
-from app.api.answers import Show, reply
+from app.api.answers import Show, encoder, reply
 from app.api.bodies import HeadBody, TurnBody
 from app.api.body import validated
 from app.api.headers import digest_of, guard, idempotency_id
@@ -21,11 +21,10 @@ from app.filling import Filling
 from app.lanes import Committed, Once, Terms
 from app.streams import Stream
 from app.tenancy import Keys
-from models.commit import Reply
 from models.errors import FeedGap, HoldfastError, InvalidRequest
 from models.tenant import Right, Scope
 
-DRIVERS = frozenset({Right.WRITE, Right.RUNNER})
+_DRIVERS = frozenset({Right.WRITE, Right.RUNNER})
 _TERMS = frozenset({"fencing_token", "if_match"})
 _OF_A_FRAME = _TERMS | {"type", "id"}
 
@@ -98,20 +97,14 @@ class AgentSocket:
         self, frame: Frame, verb: Callable[[Terms], Awaitable[Committed]], show: Show
     ) -> Mapping[str, Any]:
         """Carry out a write on the frame's terms, once for its id."""
-        require_any(DRIVERS, self.caller)
-
-        async def encoded(committed: Committed) -> Reply:
-            known, shown = await self.filling.answered(
-                committed.record, lambda known: show(replace(committed, record=known))
-            )
-            return await shown.encoded(known, self.filling)
-
+        require_any(_DRIVERS, self.caller)
+        encode = encoder(self.filling, show)
         path = f"/v1/agents/{self.agent}/ws"
         record = idempotency_id(self.caller, str(frame["type"]), path, frame["id"])
         asked = {name: value for name, value in frame.items() if name not in _TERMS}
-        once = Once(record, digest_of(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS).decode()), encoded)
+        once = Once(record, digest_of(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS).decode()), encode)
         committed = await verb(Terms(guard(_text(frame, "if_match"), _text(frame, "fencing_token")), once))
-        answer = committed.replay or await encoded(committed)
+        answer = committed.replay or await encode(committed)
         return {"status": answer.status, "answer": orjson.Fragment(answer.body)}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import orjson
@@ -12,7 +12,7 @@ from litestar import Response
 from litestar.response import Stream
 
 from app.filling import OPTIONS, Filling, plain
-from app.lanes import Committed
+from app.lanes import Committed, Encode
 from models.agent import AgentRecord
 from models.commit import Reply
 
@@ -56,6 +56,16 @@ class Unsent:
 
 
 Show = Callable[[Committed], Unsent]
+
+
+def encoder(filling: Filling, show: Show) -> Encode:
+    """What encodes the outcome of a write as `show` has it, for now and for when the same request comes again."""
+
+    async def encoded(committed: Committed) -> Reply:
+        known, shown = await filling.answered(committed.record, lambda known: show(replace(committed, record=known)))
+        return await shown.encoded(known, filling)
+
+    return encoded
 
 
 def encode(value: Any) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from litestar.params import FromPath
 
 from app.agents import Agents
 from app.api import views
-from app.api.answers import Answer, Pieces, Show, as_response, begun, encode, etag
+from app.api.answers import Answer, Pieces, Show, as_response, begun, encode, encoder, etag
 from app.api.headers import (
     CacheControl,
     FencingToken,
@@ -137,12 +137,7 @@ class WriteCall:
     filling: Filling
 
     async def answer(self, verb: Callable[[Terms], Awaitable[Committed]], show: Show) -> Answer[Any]:
-        async def encode(committed: Committed) -> Reply:
-            known, shown = await self.filling.answered(
-                committed.record, lambda known: show(replace(committed, record=known))
-            )
-            return await shown.encoded(known, self.filling)
-
+        encode = encoder(self.filling, show)
         committed = await verb(Terms(self.guard, await self.once(encode)))
         return as_response(committed.replay or await encode(committed))
 
