@@ -7,6 +7,7 @@ once more. So this is for what may be, such as a registration, whose second time
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from pymongo.errors import DuplicateKeyError
 
@@ -25,14 +26,12 @@ class KeyedAnswers:
         self._vault = vault
         self._seconds = seconds
 
-    async def answer(self, once: Once | None, tenant: str, make: Callable[[], Awaitable[Reply]]) -> Reply:
-        """The answer that was given before to the same request, else a new one."""
-        if once is None:
-            return await make()
+    async def answer(self, once: Once, tenant: str, make: Callable[[], Awaitable[Any]]) -> Reply:
+        """The answer that was given before to the same request, else that of what is made now."""
         known = await self._known(once, tenant)
         if known is not None:
             return known
-        made = await make()
+        made = await once.encode(await make())
         sealed = Reply(made.status, bytes(self._vault.seal(made.body.decode(), once.id)), made.headers)
         record = await self._idempotency.record(once, tenant, sealed)
         with unavailable_when_failing(self._seconds):

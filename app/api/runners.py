@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
 from litestar import Controller, delete, get, post, put
@@ -47,10 +48,6 @@ def _answer(value: Any) -> Answer[Any]:
     return Answer(encode(value), media_type=JSON)
 
 
-async def _unused(_: Any) -> Reply:
-    raise AssertionError("a keyed answer is kept as it was made")
-
-
 def shown_runner(runner: RunnerRecord, load: int, settings: Settings) -> dict[str, Any]:
     """A runner as callers see it."""
     return {
@@ -89,17 +86,18 @@ class RunnerRoutes(Controller):
         keyed: NamedDependency[KeyedAnswers],
         settings: NamedDependency[Settings],
     ) -> Answer[shapes.Registered]:
-        once = await posted.once(_unused)
-        spec = data.given()
-        if once is not None:  # sent again it is the same runner, also when the first answer was never kept
-            spec = {"id": once.id[:_KEYED_ID], **spec}
-
-        async def made() -> Reply:
-            runner, token, new = await runners.register(posted.caller, spec)
+        async def encoded(made: tuple[RunnerRecord, str, bool]) -> Reply:
+            runner, token, new = made
             shown = {**shown_runner(runner, 0, settings), "token": token}
             return Reply(201 if new else 200, encode(shown), {"Location": f"/v1/runners/{runner.name}"})
 
-        return as_response(await keyed.answer(once, posted.caller.tenant, made))
+        spec = data.given()
+        once = await posted.once(encoded)
+        if once is None:
+            return as_response(await encoded(await runners.register(posted.caller, spec)))
+        spec = {"id": once.id[:_KEYED_ID], **spec}  # sent again it is the same runner, also if no answer was kept
+        register = partial(runners.register, posted.caller, spec)
+        return as_response(await keyed.answer(once, posted.caller.tenant, register))
 
     @get(**LIST, summary="List runners, present and gone")
     async def list(
