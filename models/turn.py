@@ -27,9 +27,8 @@ from models.settings import most_steps
 from models.transition import Move, Standing, move, move_along, standing
 from models.tree import Appended, Draft
 
-COMPLETED, ERROR, STOPPED = "completed", "error", "stopped"
-MAX_STEPS, INTERRUPTED = "max_steps", "interrupted"
-"""How a turn ends beside what its driver says: it had all the steps that it may have, or was broken off."""
+COMPLETED, MAX_STEPS, INTERRUPTED = "completed", "max_steps", "interrupted"
+"""How a turn ends that its driver did not finish: by a bare transition, with its last step of all, broken off."""
 
 _TRIGGERS_OF_A_START = (Move(State.STARTING, Trigger.SPAWN), Move(State.IDLE, Trigger.CONNECTED))
 _UNANSWERED = "The turn was interrupted before this call had a result; it was not repeated."
@@ -108,7 +107,7 @@ def append(
     count = turn["steps"] + len(own)
     if count >= most_steps(record.settings):
         ended = _ended(appended, own[-1]["id"], MAX_STEPS, stamp)
-        shown = [{**step, "end": True} if step["id"] == own[-1]["id"] else step for step in appended.answer.steps]
+        shown = _ending_with(own[-1]["id"], appended.answer.steps)
         return replace(ended, answer=replace(appended.answer, steps=shown, turn_ended=MAX_STEPS))
     calls = _open_calls(turn["calls"], own)
     put = {"turn.last": own[-1]["id"], "turn.steps": count, **({} if calls == turn["calls"] else {"turn.calls": calls})}
@@ -140,8 +139,7 @@ def finish(
             raise Conflict("The steps are there already: finish the turn without them.")
         last, steps = drafts[-1].id, appended.answer.steps
         change = _ended(appended, last, outcome, stamp, error)
-    shown = [{**step, "end": True} if step["id"] == last else step for step in steps]
-    answer = Finished(turn, outcome, shown, change.record.head, standing(change.record))
+    answer = Finished(turn, outcome, _ending_with(last, steps), change.record.head, standing(change.record))
     return replace(change, answer=answer)
 
 
@@ -254,6 +252,11 @@ def _ended(of: AgentRecord | Change, last: str, outcome: str, stamp: Stamp, erro
     over = {"turn": None, "failures": 0}
     change = move(of, moves, stamp, **over) if isinstance(of, AgentRecord) else move_along(of, moves, stamp, **over)
     return change if last == ROOT else _marked(change, last, outcome, error)
+
+
+def _ending_with(last: str, steps: Sequence[Step]) -> list[Step]:
+    """The steps as they read once the turn is over."""
+    return [{**step, "end": True} if step["id"] == last else step for step in steps]
 
 
 def _marked(change: Change, step: str, outcome: str, error: str | None) -> Change:
