@@ -375,8 +375,7 @@ class Commands:
         if command.status == to:
             return command
         before = [CommandStatus.SENT] if to is CommandStatus.ACKED else _IN_HAND
-        set_ = {name: value for name, value in fields.items() if value is not None}
-        moved = await self._moved(command, [status.value for status in before], {**set_, "status": to.value})
+        moved = await self._moved(command, [status.value for status in before], {**fields, "status": to.value})
         if moved is not None:
             return moved
         now = await self._again(command)

@@ -58,18 +58,16 @@ def move_along(change: Change, moves: Sequence[Move], stamp: Stamp, **fields: An
 
 def standing(record: AgentRecord) -> Standing:
     """Where the agent stands, and by what it came there."""
-    newest = next(iter(history(record)), None)
+    newest = next(iter(numbered(record)), None)
     at, trigger = (None, None) if newest is None else (newest["at"], newest["trigger"])
     return Standing(record.state, record.status, record.activity, record.version, at, trigger)
 
 
-def history(record: AgentRecord) -> list[dict[str, Any]]:
-    """The transitions that the document remembers, newest first: `{from, to, trigger, reason?, at, version, by}`."""
-    return [{name: value for name, value in entry.items() if name != "number"} for entry in numbered(record)]
-
-
 def numbered(record: AgentRecord) -> list[dict[str, Any]]:
-    """The same, each with the number that it has among all transitions of the agent."""
+    """The transitions that the document remembers, newest first.
+
+    Each is `{from, to, trigger, reason?, at, version, by, number}`; `number` counts all that the agent ever made.
+    """
     return sorted(record.transitions.values(), key=lambda entry: int(entry["number"]), reverse=True)
 
 

@@ -252,9 +252,6 @@ QUERIES: dict[Route, list[str]] = {
 KEYED = {route for route in SAMPLES if route[0] == "POST" and route[1].startswith("/v1/agents")}
 """Routes that take an Idempotency-Key: those that write an agent, or ask for something to be done with it."""
 
-STRANGERS = [route for route in sorted(SAMPLES) if "{runner_id}" in route[1] or "{command_id}" in route[1]]
-"""Routes of what is not there: whatever is sent to them is refused."""
-
 LEADS_ELSEWHERE = ("%2F",)
 """Legitimate: an encoded slash is a slash, so that this is the path of the list."""
 PATHS = [
