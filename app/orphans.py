@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import starmap
 from typing import Any
 
 from app.bell import Bell, pool_topic
@@ -71,7 +72,8 @@ class Orphans:
         }
         freed: list[Reconciled] = []
         while found := await self._page(held):
-            done = await self._each(found, _reason_of(runner))
+            reason = _reason_of(runner)
+            done = await self.free_each([(one, reason) for one in found])
             freed += done
             if not done:
                 return freed, False  # the rest is tried again later
@@ -92,10 +94,14 @@ class Orphans:
 
     async def free_each(self, orphans: Iterable[tuple[Mapping[str, Any], str]]) -> list[Reconciled]:
         """Free these, each for its reason."""
-        by_reason: dict[str, list[Mapping[str, Any]]] = {}
-        for one, reason in orphans:
-            by_reason.setdefault(reason, []).append(one)
-        return [freed for reason, some in by_reason.items() for freed in await self._each(some, reason)]
+        limit = asyncio.Semaphore(_AT_ONCE)
+
+        async def freed(one: Mapping[str, Any], reason: str) -> Reconciled | None:
+            async with limit:
+                return await self._free_one(one, reason)
+
+        done = await asyncio.gather(*starmap(freed, orphans))
+        return [one for one in done if one is not None]
 
     def foreseen(self, seen: Mapping[str, Any], reason: str) -> Reconciled:
         """What freeing an orphan would come to."""
@@ -114,16 +120,6 @@ class Orphans:
             return broken_off(record, [Move(State.FAILED, Trigger.RECONCILIATION, reason)], stamp, closing)
 
         return await self._commit(own_scope(tenant), agent, move, reason)
-
-    async def _each(self, orphans: Iterable[Mapping[str, Any]], reason: str) -> list[Reconciled]:
-        limit = asyncio.Semaphore(_AT_ONCE)
-
-        async def freed(one: Mapping[str, Any]) -> Reconciled | None:
-            async with limit:
-                return await self._free_one(one, reason)
-
-        done = await asyncio.gather(*map(freed, orphans))
-        return [one for one in done if one is not None]
 
     async def _free_one(self, seen: Mapping[str, Any], reason: str) -> Reconciled | None:
         tenant, _, agent = seen["_id"].partition(":")
