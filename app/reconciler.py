@@ -120,16 +120,19 @@ class Reconciler:
         """
         asked = self._clock.monotonic()
         pulses = await self._roster.pulses()
-        still = self._runners.look(pulses, asked=asked, answered=self._clock.monotonic())
-        beats = dict(pulses)
-        for runner, seconds in still.items():
-            if seconds < self._ttl or self._roster.heard_since(runner, asked - self._ttl):
+        still = self._runners.look(
+            ((pulse.runner, pulse) for pulse in pulses), asked=asked, answered=self._clock.monotonic()
+        )
+        living = len(pulses)
+        for pulse in pulses:
+            silent = still[pulse.runner]
+            if silent < self._ttl or self._roster.heard_since(pulse, asked - self._ttl):
                 continue  # a heartbeat that is on its way through a slow service is a sign of life, too
-            if await self._roster.expire(runner, *beats[runner]) is not None:
+            if await self._roster.expire(pulse) is not None:
                 self._metrics.expired.inc()
-                _log.warning("runner declared dead", runner=runner, silent_seconds=round(seconds, 2))
-                del beats[runner]
-        return len(beats)
+                _log.warning("runner declared dead", runner=pulse.runner, silent_seconds=round(silent, 2))
+                living -= 1
+        return living
 
     async def settle(self) -> list[Reconciled]:
         """Free what runners that are gone, or were registered anew, still hold. Raises Unavailable."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import DuplicateKeyError
@@ -21,7 +21,18 @@ from models.runner import PRESENT, PoolRecord, RunnerRecord, RunnerState
 from models.tenant import Right, Scope
 
 _PRESENT = [state.value for state in PRESENT]
-_PULSE = {"incarnation": 1, "beat": 1}
+_PULSE = {"incarnation": 1, "beat": 1, "key": 1}
+
+
+class Pulse(NamedTuple):
+    """What is looked at of a present runner to see whether it lives."""
+
+    runner: str
+    """Its key."""
+    incarnation: int
+    beat: int
+    """Moves with each heartbeat."""
+    registered_by: str
 
 
 class Roster:
@@ -31,7 +42,7 @@ class Roster:
         self._mongo = mongo
         self._clock = clock
         self._seconds = seconds
-        self._heard: OrderedDict[str, float] = OrderedDict()
+        self._heard: OrderedDict[tuple[str, int | str | None], float] = OrderedDict()
 
     async def register(self, scope: Scope, spec: Mapping[str, Any]) -> tuple[RunnerRecord, bool]:
         """A live runner in its next incarnation; whether it is new.
@@ -86,7 +97,7 @@ class Roster:
     async def beat(self, scope: Scope, name: str, capacity: int | None) -> RunnerRecord:
         """Take a heartbeat: one small write. Raises as `own` does."""
         _require_named(scope, name)
-        self._hear(_key(scope, name))
+        self._hear(_key(scope, name), scope.by if scope.runner is None else scope.incarnation)
         guard: dict[str, Any] = {"_id": _key(scope, name), "state": {"$in": _PRESENT}}
         if scope.runner is not None:
             guard["incarnation"] = scope.incarnation
@@ -97,9 +108,13 @@ class Roster:
             beaten = await self._changed(scope.filter(guard), {"$inc": {"beat": 1}, "$set": seen})
         return beaten or await self.own(scope, name)
 
-    def heard_since(self, runner: str, instant: float) -> bool:
-        """Whether a heartbeat in the runner's name came here after a monotonic time, whatever became of it."""
-        return self._heard.get(runner, float("-inf")) > instant
+    def heard_since(self, pulse: Pulse, instant: float) -> bool:
+        """Whether a heartbeat of the runner came here after a monotonic time, be it answered or not.
+
+        Only one of this incarnation's token or of the key that registered it: what others send is refused.
+        """
+        senders = (pulse.incarnation, pulse.registered_by)
+        return any(self._heard.get((pulse.runner, sender), float("-inf")) > instant for sender in senders)
 
     async def drain(self, scope: Scope, name: str) -> RunnerRecord:
         """Let a runner drive what it has and claim nothing more. Raises as `own` does."""
@@ -115,10 +130,11 @@ class Roster:
             left = await self._changed(_of(runner), self._end(RunnerState.LEFT))
         return left or await self.own(scope, name)
 
-    async def expire(self, runner: str, incarnation: int, beat: int) -> RunnerRecord | None:
-        """Declare a silent runner dead, by its key, unless it has beaten since: then None."""
+    async def expire(self, pulse: Pulse) -> RunnerRecord | None:
+        """Declare a silent runner dead, unless it has beaten since: then None."""
         with unavailable_when_failing(self._seconds):
-            silent = {"_id": runner, "incarnation": incarnation, "beat": beat, "state": {"$in": _PRESENT}}
+            alive = {"_id": pulse.runner, "incarnation": pulse.incarnation, "state": {"$in": _PRESENT}}
+            silent = {**alive, "beat": pulse.beat}
             return await self._changed(silent, self._end(RunnerState.DEAD))
 
     async def settled(self, runner: RunnerRecord) -> None:
@@ -130,12 +146,12 @@ class Roster:
                 {"$set": {"settled": True}},
             )
 
-    async def pulses(self) -> list[tuple[str, tuple[int, int]]]:
-        """The key of every present runner of all tenants, and what moves with each heartbeat."""
+    async def pulses(self) -> list[Pulse]:
+        """The pulse of every present runner of all tenants."""
         with unavailable_when_failing(self._seconds):
             # unscoped: replicas watch over the runners of all tenants
             found = await self._mongo.runners.find({"state": {"$in": _PRESENT}}, _PULSE).to_list()
-        return [(document["_id"], (document["incarnation"], document["beat"])) for document in found]
+        return [Pulse(one["_id"], one["incarnation"], one["beat"], one["key"]) for one in found]
 
     async def unsettled(self) -> list[RunnerRecord]:
         """Runners of all tenants whose past may still hold agents."""
@@ -144,9 +160,9 @@ class Roster:
             found = await self._mongo.runners.find({"settled": False}, _WITHOUT_METADATA).to_list()
         return [RunnerRecord.model_validate(document) for document in found]
 
-    async def present(self, tenant: str, pool: str | None = None) -> list[RunnerRecord]:
-        """The present runners of a tenant, of one pool or of all."""
-        query = {"tenant": tenant, "state": {"$in": _PRESENT}, **({} if pool is None else {"pool": pool})}
+    async def present(self, tenant: str, pool: str) -> list[RunnerRecord]:
+        """The present runners of a pool, without their metadata."""
+        query = {"tenant": tenant, "pool": pool, "state": {"$in": _PRESENT}}
         with unavailable_when_failing(self._seconds):
             # unscoped: by the tenant
             found = await self._mongo.runners.find(query, _WITHOUT_METADATA).to_list()
@@ -198,9 +214,9 @@ class Roster:
     def _end(self, state: RunnerState) -> dict[str, Any]:
         return {"$set": {"state": state.value, "gone_at": self._clock.now(), "settled": False}}
 
-    def _hear(self, runner: str) -> None:
-        self._heard[runner] = self._clock.monotonic()
-        self._heard.move_to_end(runner)
+    def _hear(self, runner: str, sender: int | str | None) -> None:
+        self._heard[runner, sender] = self._clock.monotonic()
+        self._heard.move_to_end((runner, sender))
         while len(self._heard) > _REMEMBERED:
             self._heard.popitem(last=False)
 

@@ -15,9 +15,10 @@ from app.lanes import Terms
 from app.reads import Freshness
 from app.runtime import Runtime, running
 from models.command import Action
-from models.errors import Unavailable
+from models.errors import FencedOut, Forbidden, Unavailable
 from models.execution import State, Trigger
-from models.tenant import ANONYMOUS
+from models.runner import RunnerRecord
+from models.tenant import ANONYMOUS, DEFAULT_TENANT, Right, Scope
 
 RUNNER = {"id": "phoenix", "pool": "p", "platform": "local", "capacity": 5}
 
@@ -34,11 +35,10 @@ async def test_death_of_an_earlier_incarnation_frees_nothing_of_the_next(runtime
     """Neither its agents nor what it acknowledged; those of the dead one it does free."""
     for agent in ("old", "new"):
         await runtime.agents.create(ANONYMOUS, {"id": agent, "pool": "p"}, Terms())
-    first, _, _ = await runtime.runners.register(ANONYMOUS, RUNNER)
+    await runtime.runners.register(ANONYMOUS, RUNNER)
     (claim, _) = await runtime.runners.claim(ANONYMOUS, "phoenix", 5, 0)
-    dead = await runtime.roster.expire(first.id, first.incarnation, first.beat)
-    assert dead is not None
-    again, _, _ = await runtime.runners.register(ANONYMOUS, RUNNER)
+    dead = await _expire(runtime)
+    await runtime.runners.register(ANONYMOUS, RUNNER)
     assert {one["attempt"] for one in await runtime.runners.claim(ANONYMOUS, "phoenix", 5, 0)} == {2}
     command = await runtime.commands.create(ANONYMOUS, claim["agent"], {"action": Action.CUSTOM}, Terms())
     await runtime.runners.commands(ANONYMOUS, "phoenix", 0)
@@ -48,19 +48,17 @@ async def test_death_of_an_earlier_incarnation_frees_nothing_of_the_next(runtime
     driven = (await runtime.runners.heartbeat(ANONYMOUS, "phoenix", None, None)).agents
     assert {one["id"] for one in driven} == {"old", "new"}
     assert (await runtime.commands.get(ANONYMOUS, command.name)).status == "acked"
-    gone = await runtime.roster.expire(again.id, again.incarnation, again.beat + 1)
-    assert gone is not None
-    assert {one.agent for one in (await runtime.orphans.free(gone))[0]} == {"old", "new"}
+    assert {one.agent for one in (await runtime.orphans.free(await _expire(runtime)))[0]} == {"old", "new"}
 
 
 async def test_dry_run_says_what_would_be_changed_and_changes_nothing(runtime: Runtime) -> None:
     """The same agents that a real run changes then."""
     for agent in ("a", "b"):
         await runtime.agents.create(ANONYMOUS, {"id": agent, "pool": "p", "dormant": agent == "b"}, Terms())
-    runner, _, _ = await runtime.runners.register(ANONYMOUS, RUNNER)
+    await runtime.runners.register(ANONYMOUS, RUNNER)
     await runtime.runners.claim(ANONYMOUS, "phoenix", 5, 0)
     await runtime.reconciler.stop()
-    assert await runtime.roster.expire(runner.id, runner.incarnation, runner.beat) is not None
+    await _expire(runtime)
     foreseen = await runtime.reconciler.reconcile(None, dry_run=True)
     assert [(one.agent, one.state, one.to) for one in foreseen.changed] == [("a", "starting", "failed")]
     done = await runtime.reconciler.reconcile(None)
@@ -109,6 +107,13 @@ async def test_command_that_was_written_and_not_carried_out_is_carried_out_later
         assert (await runtime.agents.get(ANONYMOUS, agent, Freshness(strong=True))).record.version == version
 
 
+async def _expire(runtime: Runtime) -> RunnerRecord:
+    (pulse,) = await runtime.roster.pulses()
+    dead = await runtime.roster.expire(pulse)
+    assert dead is not None
+    return dead
+
+
 async def _away(*_: object) -> None:
     raise Unavailable("The database does not answer; try again.")
 
@@ -130,4 +135,22 @@ async def test_heartbeats_that_a_slow_database_holds_up_are_signs_of_life(
         async with asyncio.timeout(20):
             while (await runtime.roster.get(ANONYMOUS, "phoenix")).present:  # noqa: ASYNC110 - another task's doing
                 await asyncio.sleep(0.1)
+        await runtime.mongo.client.drop_database(settings.mongodb_database)
+
+
+async def test_heartbeats_that_are_refused_keep_no_runner_alive(mongo_uri: str, tmp_path: Path) -> None:
+    """Neither those of its earlier incarnation nor those of another key, though they go on."""
+    settings = Settings(mongodb_database=f"test_{uuid4().hex[:12]}", data=tmp_path, runner_ttl_seconds=1)
+    mate = Scope(DEFAULT_TENANT, frozenset({Right.RUNNER}), by="mate")
+    earlier = Scope(DEFAULT_TENANT, frozenset({Right.RUNNER}), by="phoenix", runner="phoenix", incarnation=1)
+    async with running(settings, mongo_uri) as runtime:
+        for _ in range(2):
+            await runtime.runners.register(ANONYMOUS, RUNNER)
+        async with asyncio.timeout(20):
+            while (await runtime.roster.get(ANONYMOUS, "phoenix")).present:
+                with pytest.raises(Forbidden):
+                    await runtime.roster.beat(mate, "phoenix", None)
+                with pytest.raises(FencedOut):
+                    await runtime.roster.beat(earlier, "phoenix", None)
+                await asyncio.sleep(0.15)
         await runtime.mongo.client.drop_database(settings.mongodb_database)
