@@ -17,7 +17,7 @@ from app.bell import Bell, pool_topic
 from app.clock import Clock
 from app.idempotency import Idempotency
 from app.lanes import Once, Terms
-from app.mongo import Mongo, require_small, unavailable_when_failing
+from app.mongo import Mongo, parsed, require_small, unavailable_when_failing
 from app.reads import Freshness, Reads
 from app.roster import Roster, require_own
 from app.store import Store
@@ -109,7 +109,7 @@ class Commands:
             found = await self._mongo.commands.find_one(scope.filter({"_id": key}))
         if found is None:
             raise NotFound(f"There is no command '{name[:64]}'.")
-        return CommandRecord.model_validate(found)
+        return parsed(CommandRecord, found)
 
     async def next_for(self, runner: RunnerRecord, *, again: bool) -> list[CommandRecord]:
         """The commands that the runner is to get now, in order: new ones, after what their agents' earlier ones are.
@@ -189,7 +189,7 @@ class Commands:
             # unscoped: of all tenants, on behalf of nobody
             found = await self._mongo.commands.find(unprepared).sort("created_at", 1).to_list(_BATCH)
         for document in found:
-            await self._prepared(CommandRecord.model_validate(document))
+            await self._prepared(parsed(CommandRecord, document))
 
     async def _holders(self) -> dict[str, int]:
         """The key of every runner that has a command in hand or is to get one, and its newest incarnation there."""
@@ -218,7 +218,7 @@ class Commands:
             # unscoped: as above
             await self._mongo.commands.update_many({**mine, "status": CommandStatus.ACKED.value}, {"$set": lost})
         for found in terminates:
-            await self._prepared(CommandRecord.model_validate({**found, "prepared": False}))
+            await self._prepared(parsed(CommandRecord, {**found, "prepared": False}))
 
     async def _bury(self) -> None:
         late = {"status": {"$in": _UNFINISHED}, "deadline_at": {"$lte": self._clock.now()}}
@@ -366,7 +366,7 @@ class Commands:
             found = await self._mongo.commands.find_one_and_update(
                 as_seen, {"$set": sent, "$inc": {"sends": 1}}, return_document=True
             )
-        return None if found is None else CommandRecord.model_validate(found)
+        return None if found is None else parsed(CommandRecord, found)
 
     async def _advance(self, scope: Scope, name: str, to: CommandStatus, fields: Mapping[str, Any]) -> CommandRecord:
         """Move a command on by the word of the runner that has it. Said again, it is answered as at first."""
@@ -408,7 +408,7 @@ class Commands:
                 {"$set": sets, **({"$unset": gone} if gone else {})},
                 return_document=True,
             )
-        return None if found is None else CommandRecord.model_validate(found)
+        return None if found is None else parsed(CommandRecord, found)
 
     async def _again(self, command: CommandRecord) -> CommandRecord:
         return await self.get(own_scope(command.tenant), command.name)

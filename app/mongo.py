@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import bson
 import pymongo
@@ -20,6 +20,7 @@ from bson.codec_options import CodecOptions
 from bson.dbref import DBRef
 from bson.raw_bson import RawBSONDocument
 from bson.timestamp import Timestamp
+from pydantic import BaseModel
 from pymongo import AsyncMongoClient, InsertOne, UpdateOne, WriteConcern
 from pymongo.asynchronous.change_stream import AsyncChangeStream
 from pymongo.asynchronous.client_session import AsyncClientSession
@@ -49,6 +50,7 @@ from models.runner import Pool, Runner
 from models.segment import StoredSegment
 from models.tenant import Key, Ticket
 
+Record = TypeVar("Record", bound=BaseModel)
 Collection = AsyncCollection[dict[str, Any]]
 RawCollection = AsyncCollection[RawBSONDocument]
 Write = UpdateOne | InsertOne[dict[str, Any]]
@@ -281,6 +283,11 @@ def decoded(raw: bytes | memoryview) -> dict[str, Any]:
     """
     document: dict[str, Any] = bson.decode(raw, CODEC)
     return _plain(document) if b"$ref\0" in bytes(raw) else document
+
+
+def parsed(kind: type[Record], document: Mapping[str, Any]) -> Record:
+    """A record from a document as the driver gave it, with references of its own taken back as `decoded` does."""
+    return kind.model_validate(_plain(document))
 
 
 @contextmanager

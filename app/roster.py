@@ -14,7 +14,7 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import DuplicateKeyError
 
 from app.clock import Clock
-from app.mongo import Mongo, require_small, unavailable_when_failing
+from app.mongo import Mongo, parsed, require_small, unavailable_when_failing
 from models.errors import Conflict, FencedOut, Forbidden, NotFound
 from models.ids import tenant_key
 from models.runner import PRESENT, PoolRecord, RunnerRecord, RunnerState
@@ -92,7 +92,7 @@ class Roster:
         wanted = scope.filter({**query, "_id": {"$gt": f"{scope.tenant}:{after or ''}", "$lt": f"{scope.tenant};"}})
         with unavailable_when_failing(self._seconds):
             found = await self._mongo.runners.find(wanted).sort("_id", 1).limit(limit).to_list()
-        return [RunnerRecord.model_validate(document) for document in found]
+        return [parsed(RunnerRecord, document) for document in found]
 
     async def beat(self, scope: Scope, name: str, capacity: int | None) -> RunnerRecord:
         """Take a heartbeat: one small write. Raises as `own` does."""
@@ -158,7 +158,7 @@ class Roster:
         with unavailable_when_failing(self._seconds):
             # unscoped: as above
             found = await self._mongo.runners.find({"settled": False}, _WITHOUT_METADATA).to_list()
-        return [RunnerRecord.model_validate(document) for document in found]
+        return [parsed(RunnerRecord, document) for document in found]
 
     async def present(self, tenant: str, pool: str) -> list[RunnerRecord]:
         """The present runners of a pool, without their metadata."""
@@ -166,7 +166,7 @@ class Roster:
         with unavailable_when_failing(self._seconds):
             # unscoped: by the tenant
             found = await self._mongo.runners.find(query, _WITHOUT_METADATA).to_list()
-        return [RunnerRecord.model_validate(document) for document in found]
+        return [parsed(RunnerRecord, document) for document in found]
 
     async def incarnations(self, keys: Collection[str]) -> dict[str, int]:
         """The incarnation of each of these runners, by key, as far as they are present."""
@@ -223,12 +223,12 @@ class Roster:
     async def _found(self, key: str) -> RunnerRecord | None:
         # unscoped: the key begins with the tenant
         found = await self._mongo.runners.find_one({"_id": key})
-        return None if found is None else RunnerRecord.model_validate(found)
+        return None if found is None else parsed(RunnerRecord, found)
 
     async def _changed(self, guard: Mapping[str, Any], update: Mapping[str, Any]) -> RunnerRecord | None:
         # unscoped: guards name the key, which begins with the tenant
         found = await self._mongo.runners.find_one_and_update(guard, update, return_document=True)
-        return None if found is None else RunnerRecord.model_validate(found)
+        return None if found is None else parsed(RunnerRecord, found)
 
 
 def require_own(scope: Scope, runner: RunnerRecord) -> RunnerRecord:
