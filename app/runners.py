@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from app.bell import Bell, Waiter, pool_topic
@@ -18,7 +18,7 @@ from app.clock import Clock
 from app.commands import Commands
 from app.lanes import Committed, Terms
 from app.mongo import Mongo, unavailable_when_failing
-from app.roster import Roster
+from app.roster import Roster, require_own
 from app.settling import Settling
 from app.store import Store
 from app.telemetry import Metrics, get_logger
@@ -41,6 +41,9 @@ _YIELD_SECONDS, _YIELDS = 0.2, 10
 
 _AGAIN_SECONDS = 1.0
 """How long who waits for commands is left in peace with those that it was sent already."""
+
+_OFFER_SECONDS = 10.0
+"""For how long an agent that was handed off is left to the one that it was handed to."""
 
 _SPARE = 16
 _log = get_logger(__name__)
@@ -89,7 +92,7 @@ class Runners:
         self._metrics = metrics
         self._clock = clock
         self._seconds = seconds
-        self._failed_since: dict[tuple[str, int], float] = {}
+        self._first_seen: dict[tuple[str, int], float] = {}
 
     async def register(self, scope: Scope, spec: Mapping[str, Any]) -> tuple[RunnerRecord, str, bool]:
         """A runner in a new incarnation, its token, and whether it is new. What an earlier one drove is free at once.
@@ -154,7 +157,7 @@ class Runners:
             return lost
         with self._bell.listening(pool_topic(runner.tenant, runner.pool)) as heard:
             while True:
-                claims = [] if left() else await self._taken(scope, runner, most)
+                claims = [] if left() else await self._taken(scope, runner, most, left)
                 if claims or left() or not await self._goes_on(heard, until):
                     return claims
                 runner = await self._roster.own(scope, name)
@@ -174,22 +177,26 @@ class Runners:
     ) -> Committed:
         """Let an agent go, for any of the pool; or hand it to another, by its id or (True) to whichever has most room.
 
-        While that one is present, no other may claim it. An open turn is broken off. Raises NotFound; Conflict when
-        another drives the agent, or none is there to take it.
+        For a while no other may claim it, as long as that one is present and has room. An open turn is broken off.
+        Raises NotFound; Conflict when another drives the agent, or none is there to take it.
         """
-        runner = await self._roster.own(scope, name)
-        taker = await self._taker(runner, hand_off) if hand_off else None
+        runner = await self._roster.get(scope, name)
+        takers = await self._takers(runner) if hand_off else []
         closing = self._clock.new_id()
 
         def move(record: AgentRecord, at: Stamp) -> Change:
+            require_own(scope, runner)
             if (record.runner, record.incarnation) != (runner.name, runner.incarnation):
                 raise Conflict(f"The runner '{runner.name}' does not drive the agent.", runner=record.runner)
+            taker = _taker(record, takers, hand_off) if hand_off else None
             return orphan(record, f"its runner '{runner.name}' released it", at, closing, offered_to=taker)
 
         guard = terms.guard_of(scope) if scope.runner is None else terms.guard  # a token tells its incarnation
         done = await self._store.commit(scope, agent, move, guard=guard, once=terms.once)
-        await self._commands.follow(scope.tenant, [agent], None)
-        self._bell.ring(pool_topic(runner.tenant, runner.pool))
+        if done.changed:
+            with suppress(Unavailable):  # it was released; the commands are looked after
+                await self._commands.follow(scope.tenant, [agent], None)
+            self._bell.ring(pool_topic(runner.tenant, runner.pool))
         return done
 
     async def drain(self, scope: Scope, name: str) -> tuple[RunnerRecord, int]:
@@ -252,7 +259,9 @@ class Runners:
         await heard.wait(min(left, _POLL_SECONDS))
         return True
 
-    async def _taken(self, scope: Scope, runner: RunnerRecord, most: int) -> list[dict[str, Any]]:
+    async def _taken(
+        self, scope: Scope, runner: RunnerRecord, most: int, gone: Callable[[], bool]
+    ) -> list[dict[str, Any]]:
         """Claim what waits: the runner's share of the pool at once, the rest after others had a moment to take it."""
         if runner.state != RunnerState.LIVE:
             return []
@@ -267,19 +276,24 @@ class Runners:
         most = min(most, runner.capacity - loads.get(runner.name, 0))
         if most <= 0:
             return []
-        takers = frozenset(one.name for one in claiming if one.capacity > loads[one.name]) - {runner.name}
-        free = [agent for agent, offered in waiting.items() if offered not in takers]
+        takers = {one.name for one in claiming if one.capacity > loads[one.name]} - {runner.name}
+        terms = ClaimTerms(runner.driver(), pool.restarts())
+        free = {
+            agent: replace(terms, past_offer=seen.get("offered_to"))
+            for agent, seen in waiting.items()
+            if not self._is_kept(seen, takers)
+        }
         share = min(most, _share(runner, claiming, loads, len(free)))
-        terms = ClaimTerms(runner.driver(), pool.restarts(), takers)
-        claims = await self._claim_each(scope, runner, terms, free, share)
+        claims = await self._claim_each(scope, runner, free, share)
         if share < most and len(claims) == share < len(free):
             with suppress(HoldfastError):  # what was claimed is told in any case
-                rest = set(free) - {one["agent"] for one in claims}
+                rest = free.keys() - {one["agent"] for one in claims}
                 left = await self._left_by_others(runner, pool, limit, rest)
-                claims += await self._claim_each(scope, runner, terms, left, most - share)
+                if not gone():
+                    claims += await self._claim_each(scope, runner, {one: free[one] for one in left}, most - share)
         return claims
 
-    async def _left_by_others(self, runner: RunnerRecord, pool: PoolRecord, limit: int, rest: set[str]) -> list[str]:
+    async def _left_by_others(self, runner: RunnerRecord, pool: PoolRecord, limit: int, rest: set[str]) -> set[str]:
         """Those of the agents that still wait when nobody takes any of them for a moment."""
         for _ in range(_YIELDS):
             await asyncio.sleep(_YIELD_SECONDS)
@@ -287,13 +301,13 @@ class Runners:
             if len(left) == len(rest):
                 break
             rest = left
-        return list(rest)
+        return rest
 
     async def _claim_each(
-        self, scope: Scope, runner: RunnerRecord, terms: ClaimTerms, waiting: Sequence[str], most: int
+        self, scope: Scope, runner: RunnerRecord, waiting: Mapping[str, ClaimTerms], most: int
     ) -> list[dict[str, Any]]:
         claims: list[dict[str, Any]] = []
-        for agent in waiting:
+        for agent, terms in waiting.items():
             if len(claims) >= most:
                 break
             try:
@@ -314,7 +328,7 @@ class Runners:
             if made is not None:
                 claims.append(made)
         if claims:
-            with suppress(Unavailable):  # who drives an agent gets its commands in any case
+            with suppress(Unavailable):  # they are claimed; the commands are looked after
                 await self._commands.follow(runner.tenant, [one["agent"] for one in claims], runner.name)
             self._metrics.claims.inc(len(claims))
         return claims
@@ -348,8 +362,8 @@ class Runners:
         _log.info("delegate handed to a runner", agent=record.id, runner=record.runner, fence=record.fence)
         return {"delegate": {**record.delegate, "token": token}}
 
-    async def _waiting(self, runner: RunnerRecord, pool: PoolRecord, limit: int) -> dict[str, str | None]:
-        """Agents that wait for a runner like this, each with the one that it is offered to.
+    async def _waiting(self, runner: RunnerRecord, pool: PoolRecord, limit: int) -> dict[str, Mapping[str, Any]]:
+        """Agents that wait for a runner like this, each as far as claims look at it.
 
         In no order, so that runners that ask together seldom collide.
         """
@@ -368,33 +382,35 @@ class Runners:
         failed = {**fits, "state": State.FAILED.value, "failures": {"$not": {"$gt": attempts}}}
         with unavailable_when_failing(self._seconds):
             # unscoped: by the runner's tenant and owner
-            ready = self._mongo.agents.find({**fits, "state": {"$in": _READY}}, {"offered_to": 1}).sort("_id", 1)
+            ready = self._mongo.agents.find({**fits, "state": {"$in": _READY}}, _SEEN).sort("_id", 1)
             found = await ready.limit(limit).to_list()
             # unscoped: as above
-            late = self._mongo.agents.find(failed, _FAILED).sort("_id", 1).limit(_LOOKED_AT)
+            late = self._mongo.agents.find(failed, _SEEN).sort("_id", 1).limit(_LOOKED_AT)
             found += [one async for one in late if self._may_restart(one, pool)]
         random.shuffle(found)
-        return {one["_id"].partition(":")[2]: one.get("offered_to") for one in found[:limit]}
+        return {one["_id"].partition(":")[2]: one for one in found[:limit]}
+
+    def _is_kept(self, seen: Mapping[str, Any], takers: Collection[str]) -> bool:
+        """Whether the agent is left to the one that it was handed to."""
+        return seen.get("offered_to") in takers and self._seen_for(seen) < _OFFER_SECONDS
 
     def _may_restart(self, seen: Mapping[str, Any], pool: PoolRecord) -> bool:
-        """Whether an agent that failed has waited long enough, as far as this replica has seen."""
-        now = self._clock.monotonic()
-        if len(self._failed_since) > _REMEMBERED:
-            self._failed_since.clear()
-        since = self._failed_since.setdefault((seen["_id"], seen["version"]), now)
-        return now - since >= pool.pause(seen.get("failures", 0))
+        return self._seen_for(seen) >= pool.pause(seen.get("failures", 0))
 
-    async def _taker(self, runner: RunnerRecord, hand_off: str | Literal[True]) -> str:
-        """The runner that may claim what this one hands off."""
+    def _seen_for(self, seen: Mapping[str, Any]) -> float:
+        """For how many seconds the agent has been as it is, as far as this replica has seen."""
+        now = self._clock.monotonic()
+        if len(self._first_seen) > _REMEMBERED:
+            self._first_seen.clear()
+        return now - self._first_seen.setdefault((seen["_id"], seen["version"]), now)
+
+    async def _takers(self, runner: RunnerRecord) -> list[RunnerRecord]:
+        """Who of the pool may take over what this one hands off: the one with most room first."""
         present = await self._roster.present(runner.tenant, runner.pool)
         others = [one for one in present if one.name != runner.name and one.state in _CLAIMING]
         loads = await self._loads(runner.tenant, others)
         room = {one.name: one.capacity - loads[one.name] for one in others}
-        taker = max(room, key=room.__getitem__, default=None) if hand_off is True else hand_off
-        if taker is None or room.get(taker, 0) <= 0:
-            who = "No other runner" if hand_off is True else f"No live runner '{hand_off}'"
-            raise Conflict(f"{who} of the pool '{runner.pool}' has room: release the agent, or keep it.")
-        return taker
+        return sorted((one for one in others if room[one.name] > 0), key=lambda one: -room[one.name])
 
     async def _driven(self, runner: RunnerRecord) -> list[dict[str, Any]]:
         held = {"tenant": runner.tenant, "runner": runner.name, "incarnation": runner.incarnation}
@@ -441,6 +457,15 @@ def _share(runner: RunnerRecord, claiming: Sequence[RunnerRecord], loads: Mappin
     return max(0, fair - loads.get(runner.name, 0))
 
 
+def _taker(record: AgentRecord, takers: Sequence[RunnerRecord], hand_off: str | Literal[True]) -> str:
+    """The first that may drive the agent; or the one that was named, if it may. Raises Conflict."""
+    for one in takers:
+        if hand_off in (True, one.name) and one.driver().fits(record):
+            return one.name
+    who = "No other runner" if hand_off is True else f"No live runner '{hand_off}'"
+    raise Conflict(f"{who} of the pool '{record.pool}' fits and has room: release the agent, or keep it.")
+
+
 class _Pools:
     """Pools as they are counted up."""
 
@@ -466,6 +491,6 @@ _SUMS = ("capacity", "load", "commands_waiting", "commands_dead")
 _CLAIMING = (RunnerState.LIVE,)
 _IS_DRIVEN = {"$cond": [{"$eq": [{"$type": "$runner"}, "string"]}, 1, 0]}
 _READY = [State.PENDING.value, *(state.value for state in CLAIMED_AS_IS)]
-_FAILED = {"version": 1, "failures": 1, "offered_to": 1}
+_SEEN = {"version": 1, "failures": 1, "offered_to": 1}
 _LOOKED_AT = 1_000
 _REMEMBERED = 100_000

@@ -28,6 +28,17 @@ class Driver:
     pool: str
     platform: str
     region: str | None
+    owner: str | None = None
+    """Whose agents alone it drives; None: everybody's."""
+
+    def fits(self, record: AgentRecord) -> bool:
+        """Whether the agent is of its pool, its place and its owner."""
+        return (
+            record.pool == self.pool
+            and record.platform in (None, self.platform)
+            and record.region in (None, self.region)
+            and self.owner in (None, record.owner)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,27 +54,21 @@ class Restarts:
 
 @dataclass(frozen=True, slots=True)
 class ClaimTerms:
-    """On which terms a runner claims: `others` are those of its pool that are present, too."""
+    """On which terms a runner claims; an offer to the runner `past_offer` keeps nobody away any more."""
 
     driver: Driver
     restarts: Restarts
-    others: frozenset[str] = frozenset()
+    past_offer: str | None = None
 
 
 def may_claim(record: AgentRecord, terms: ClaimTerms) -> bool:
     """Whether the agent waits for a runner, and this one fits."""
-    driver = terms.driver
     free = record.runner is None and not record.dormant and not record.archived
-    placed = (
-        record.pool == driver.pool
-        and record.platform in (None, driver.platform)
-        and record.region in (None, driver.region)
-        and record.offered_to not in terms.others
-    )
+    offered = record.offered_to in (None, terms.driver.runner, terms.past_offer)
     startable = record.state == State.PENDING or (
         record.state == State.FAILED and terms.restarts.allow(record.failures)
     )
-    return free and placed and (startable or record.state in CLAIMED_AS_IS)
+    return free and offered and terms.driver.fits(record) and (startable or record.state in CLAIMED_AS_IS)
 
 
 def claim(record: AgentRecord, terms: ClaimTerms, stamp: Stamp) -> Change:

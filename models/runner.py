@@ -70,7 +70,7 @@ class RunnerRecord(BaseModel):
 
     def driver(self) -> Driver:
         """The runner as far as agents are concerned."""
-        return Driver(self.name, self.incarnation, self.pool, self.platform, self.region)
+        return Driver(self.name, self.incarnation, self.pool, self.platform, self.region, self.owner)
 
 
 class Runner(RunnerRecord, Document):

@@ -250,6 +250,50 @@ async def test_handed_off_agent_is_free_when_its_taker_is_gone(replicas: tuple[A
     assert [claim["agent"] for claim in await three.claim()] == [agent.id]
 
 
+async def test_hand_off_goes_to_one_that_may_drive_the_agent(replicas: tuple[Api, Api], pool: str) -> None:
+    """Not to the emptiest of the pool, if that is of another platform; by name neither."""
+    api, _ = replicas
+    agent = await api.made(pool=pool, platform="docker")
+    one, two = [await Runner.made(api, pool, 2, platform="docker") for _ in range(2)]
+    roomy = await Runner.made(api, pool, 50, platform="vm")
+    await idle(agent, (await one.claim())[0])
+    await one.call("POST", "/release", {"agent": agent.id, "hand_off": roomy.id}, expect="conflict")
+    await one.call("POST", "/release", {"agent": agent.id, "hand_off": True})
+    assert await one.claim() == []
+    assert [claim["agent"] for claim in await two.claim()] == [agent.id]
+
+
+async def test_handed_off_agent_is_free_when_its_taker_does_not_come(
+    replicas: tuple[Api, Api], pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An offer holds for a while, not as long as the taker lives."""
+    api, _ = replicas
+    monkeypatch.setattr("app.runners._OFFER_SECONDS", 1.0)
+    agent = await api.made(pool=pool)
+    one, two, three = [await Runner.made(api, pool, 2) for _ in range(3)]
+    await idle(agent, (await one.claim())[0])
+    await one.call("POST", "/release", {"agent": agent.id, "hand_off": two.id})
+    assert await three.claim() == []
+    assert [claim["agent"] for claim in await three.claim(wait=10)] == [agent.id]
+
+
+async def test_keyed_release_is_answered_as_at_first(replicas: tuple[Api, Api], pool: str) -> None:
+    """Also when the taker is full by then, and when the runner has left."""
+    api, other = replicas
+    agent = await api.made(pool=pool)
+    one, two = [await Runner.made(api, pool, 1) for _ in range(2)]
+    await idle(agent, (await one.claim())[0])
+    key = {"Idempotency-Key": f"release-{pool}"}
+    body = {"agent": agent.id, "hand_off": True}
+    first = await one.call("POST", "/release", body, headers=key)
+    assert len(await two.claim()) == 1
+    again = await one.call("POST", "/release", body, headers=key)
+    await one.call("DELETE")
+    later = await other.call("POST", f"/v1/runners/{one.id}/release", body, headers=key)
+    assert first.content == again.content == later.content
+    assert (await agent.read())["runner"] == two.id
+
+
 async def test_draining_runner_claims_nothing_more(replicas: tuple[Api, Api], pool: str) -> None:
     """It keeps what it has, and is told."""
     api, _ = replicas
