@@ -41,7 +41,10 @@ KEPT_FOR = timedelta(days=7)
 _BATCH = 50
 _PAGE = 1_000
 _PREPARED = (Action.TERMINATE, Action.START, Action.WAKE)
-"""What is done to the agent at once, without a runner."""
+"""What is done to the agent without a runner, as soon as that may be."""
+
+_RESTS = (Action.TERMINATE.value, Action.HIBERNATE.value)
+"""After what a start or a wake means something else than before."""
 
 _QUEUED = dict.fromkeys(Queued._fields[1:], 1)
 _IN_HAND = (CommandStatus.SENT, CommandStatus.ACKED)
@@ -176,8 +179,9 @@ class Commands:
             await self._mongo.commands.update_many(waiting, _UNSENT if runner is None else {"$set": {"runner": runner}})
 
     async def tidy(self) -> None:
-        """Let no command wait for ever: one whose runner is gone, whose deadline passed, or that nobody prepared."""
+        """Let no command wait for ever: whose runner is gone or another, whose deadline passed, that is unprepared."""
         await self._bury()
+        await self._redirect()
         holders = await self._holders()
         present = await self._roster.incarnations(holders.keys())
         for holder, newest in holders.items():
@@ -187,9 +191,26 @@ class Commands:
         unprepared = {"status": {"$in": _UNFINISHED}, "prepared": False}
         with unavailable_when_failing(self._seconds):
             # unscoped: of all tenants, on behalf of nobody
-            found = await self._mongo.commands.find(unprepared).sort("created_at", 1).to_list(_BATCH)
+            found = await self._mongo.commands.find(unprepared).sort("created_at", 1).to_list(_PAGE)
         for document in found:
             await self._prepared(parsed(CommandRecord, document))
+
+    async def _redirect(self) -> None:
+        """Let what waits be for who drives its agent; whoever claimed it may have been cut off before saying so."""
+        driven = {"from": self._mongo.agents.name, "localField": "key", "foreignField": "_id", "as": "driven"}
+        others: list[Mapping[str, Any]] = [
+            {"$match": {"status": {"$in": _WAITING}}},
+            {"$set": {"key": {"$concat": ["$tenant", ":", "$agent"]}}},
+            {"$lookup": {**driven, "pipeline": [{"$project": {"runner": 1}}]}},
+            {"$set": {"driver": {"$first": "$driven.runner"}}},
+            {"$match": {"driver": {"$type": "string"}, "$expr": {"$ne": ["$driver", "$runner"]}}},
+            {"$group": {"_id": {"tenant": "$tenant", "driver": "$driver"}, "agents": {"$addToSet": "$agent"}}},
+        ]
+        with unavailable_when_failing(self._seconds):
+            # unscoped: of all tenants, on behalf of nobody
+            found = await (await self._mongo.commands.aggregate(others)).to_list()
+        for one in found:
+            await self.follow(one["_id"]["tenant"], one["agents"], one["_id"]["driver"])
 
     async def _holders(self) -> dict[str, int]:
         """The key of every runner that has a command in hand or is to get one, and its newest incarnation there."""
@@ -272,25 +293,34 @@ class Commands:
         if command.prepared:
             return
         try:
-            if command.action is Action.TERMINATE:
-                await self._terminate(command)
-            else:
-                await self._commit(command, _waiting_for_a_runner)
-            await self._moved(command, _UNFINISHED, {"prepared": True})
+            if await (self._terminate(command) if command.action is Action.TERMINATE else self._woken(command)):
+                await self._moved(command, _UNFINISHED, {"prepared": True})
         except HoldfastError as error:
             _log.warning("a command is not prepared", command=command.id, agent=command.agent, code=error.code)
 
-    async def _terminate(self, command: CommandRecord) -> None:
+    async def _terminate(self, command: CommandRecord) -> bool:
         """Stop the agent, if no live runner is there to do it; what its platform still holds is left to the pool."""
         record = await self._agent_of(command)
         if record is not None and await self._is_driven(record):
-            return
+            return False
         if record is not None:
             await self._stop(command)
             if record.resource_id is not None and record.pool is not None:
-                return
+                return True
         done = {"status": CommandStatus.COMPLETED.value, "runner": None, **self._finished()}
         await self._moved(command, _UNFINISHED, done)
+        return True
+
+    async def _woken(self, command: CommandRecord) -> bool:
+        """Let the agent wait for a runner, unless it is yet to be stopped or sent to sleep by an earlier command."""
+        of_the_agent = {"tenant": command.tenant, "agent": command.agent, "number": {"$lt": command.number}}
+        earlier = {**of_the_agent, "status": {"$in": _UNFINISHED}, "action": {"$in": _RESTS}}
+        with unavailable_when_failing(self._seconds):
+            # unscoped: by the tenant
+            if await self._mongo.commands.find_one(earlier, {"_id": 1}) is not None:
+                return False
+        await self._commit(command, _waiting_for_a_runner)
+        return True
 
     async def _is_driven(self, record: AgentRecord) -> bool:
         """Whether a present runner drives the agent."""
@@ -304,6 +334,8 @@ class Commands:
             await self._stop(command)
         elif command.action is Action.HIBERNATE:
             await self._commit(command, lambda record, at: rest(record, dormant=True, stamp=at))
+        elif not command.prepared:
+            await self._commit(command, _waiting_for_a_runner)
 
     async def _stop(self, command: CommandRecord) -> None:
         closing = self._clock.new_id()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from pymongo import MongoClient
+
 from tests.api.driver import Api, Handle, Json
 from tests.api.test_runners import Runner, idle, until
 
@@ -215,6 +217,81 @@ async def test_start_makes_a_stopped_agent_claimable(replicas: tuple[Api, Api], 
     assert await runner.claim() == []
     await asked(agent, "wake")
     assert [claim["agent"] for claim in await runner.claim()] == [agent.id]
+
+
+async def test_start_and_wake_come_after_what_was_asked_before(replicas: tuple[Api, Api], pool: str) -> None:
+    """An agent that is yet to sleep is awake in the end, and one that is yet to be stopped is started."""
+    api, _ = replicas
+    for before, after, state in (("hibernate", "wake", "idle"), ("terminate", "start", "starting")):
+        agent = await api.made(pool=pool)
+        runner = await Runner.made(api, pool, 1)
+        await idle(agent, (await runner.claim())[0])
+        commands = [await asked(agent, before), await asked(agent, after)]
+        assert await got(runner) == commands
+        for command in commands:
+            await said(api, command, "complete")
+        shown = await agent.read()
+        assert (shown["state"], shown["dormant"]) == (state, False)
+        await runner.call("DELETE")
+
+
+async def test_start_is_carried_out_when_what_came_before_was_not(replicas: tuple[Api, Api], pool: str) -> None:
+    """What it waited for is over, however that ended."""
+    api, _ = replicas
+    agent = await api.made(pool=pool)
+    runner = await Runner.made(api, pool)
+    claim = await idle(agent, (await runner.claim())[0])
+    terminate = await asked(agent, "terminate")
+    assert await got(runner) == [terminate]
+    start = await asked(agent, "start")
+    await agent.call("POST", "/transitions", {"to": "stopped", "trigger": "user_terminated"}, headers=claim)
+    await said(api, terminate, "fail", {"error": "no"})
+    await until(lambda: agent.call("GET"), lambda shown: shown["state"] == "starting")
+    assert (await status_of(api, start))["status"] == "pending"
+
+
+async def test_terminate_goes_on_when_the_runner_leaves(replicas: tuple[Api, Api], pool: str) -> None:
+    """Also one that let the agent go first, as a runner does that is told to end."""
+    api, _ = replicas
+    agent = await api.made(pool=pool)
+    runner = await Runner.made(api, pool)
+    await idle(agent, (await runner.claim())[0])
+    command = await asked(agent, "terminate")
+    await runner.call("POST", "/release", {"agent": agent.id})
+    await runner.call("DELETE")
+    await until(lambda: agent.call("GET"), lambda shown: shown["state"] == "stopped")
+    await until(lambda: api.call("GET", f"/v1/commands/{command}"), lambda told: told["status"] == "completed")
+
+
+async def test_command_for_one_that_does_not_drive_the_agent_finds_its_driver(
+    replicas: tuple[Api, Api], pool: str, mongo: MongoClient[dict[str, Any]]
+) -> None:
+    """As a claim leaves it whose replica was killed before it could say so."""
+    api, other = replicas
+    agent = await api.made(pool=pool)
+    one, two = await Runner.made(api, pool), await Runner.made(other, pool)
+    await two.claim()
+    command = await asked(agent)
+    for database in mongo.list_database_names():
+        mongo[database]["commands"].update_one({"_id": f"default:{command}"}, {"$set": {"runner": one.id}})
+    assert await got(two) == []
+    assert await got(two, wait=15) == [command]
+
+
+async def test_references_in_what_is_said_come_back_as_they_were(replicas: tuple[Api, Api], pool: str) -> None:
+    """`$ref` and `$id` are keys like any other, in payloads, results and metadata."""
+    api, _ = replicas
+    value = {"$ref": "a", "$id": "b", "deep": [{"$ref": "c", "$id": 1}]}
+    agent = await api.made(pool=pool)
+    runner = await Runner.made(api, pool, metadata=value)
+    assert (await runner.call("GET")).json()["metadata"] == value
+    await runner.beat()
+    assert len(await runner.claim()) == 1
+    command = await asked(agent, payload=value)
+    assert await got(runner) == [command]
+    done = await said(api, command, "complete", {"result": value})
+    assert (done["payload"], done["result"]) == (value, value)
+    await runner.call("POST", "/drain")
 
 
 async def test_command_dies_at_its_deadline(replicas: tuple[Api, Api], pool: str) -> None:
