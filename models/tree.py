@@ -76,18 +76,20 @@ def append(
     stamp: Stamp,
     *,
     advance_head: bool = True,
+    turn: str | None = None,
     inline: int = INLINE_BYTES,
 ) -> Change:
     """Hang the steps one from another below the first one's parent (HEAD by default); all or nothing.
 
-    With `advance_head` an explicit parent must be HEAD, and HEAD and the current branch move to the last step.
+    With `advance_head` an explicit parent must be HEAD, and HEAD and the current branch move to the last step. Steps
+    that name no turn are of `turn`; without it a user's step opens one, and any other goes on with its parent's.
     Raises NotFound (parent), Conflict (parent is not HEAD) and StepExists. A repeat of an append whose ids were
     all chosen changes nothing and answers as the first did. Values over `inline` bytes go out of line.
     """
     if repeated := _repeated(record, drafts, advance_head):
         return record.unchanged(repeated)
     parent = _parent_of(record, drafts[0], advance_head)
-    added = _chained(record, drafts, parent, stamp)
+    added = _chained(record, drafts, parent, turn, stamp)
     blobs: Blobs = {}
     steps = {f"steps.{step}": body for step, body in _packed(record, added, inline, blobs).items()}
     counts = {"seq": record.seq + len(added), "step_count": record.step_count + len(added)}
@@ -308,7 +310,9 @@ def _parent_of(record: AgentRecord, draft: Draft, advance_head: bool) -> str:
     return str(parent)
 
 
-def _chained(record: AgentRecord, drafts: Sequence[Draft], parent: str, stamp: Stamp) -> dict[str, Step]:
+def _chained(
+    record: AgentRecord, drafts: Sequence[Draft], parent: str, turn: str | None, stamp: Stamp
+) -> dict[str, Step]:
     added: dict[str, Step] = {}
     before = None if parent == ROOT else record.body(parent)
     record.require_known([draft.id for draft in drafts if draft.chosen])
@@ -319,16 +323,19 @@ def _chained(record: AgentRecord, drafts: Sequence[Draft], parent: str, stamp: S
             raise InvalidRequest(f"Two steps of the batch have the id '{draft.id}'.")
         if number > 1 and draft.given.get("parent_id") not in (None, parent):
             raise InvalidRequest("In a batch each step hangs from the one before: leave parent_id out after the first.")
-        body = _written(draft, before, parent, record.seq + number, record.version + 1, stamp)
+        named = draft.given.get("turn_id") or turn
+        body = _written(draft, before, parent, named, record.seq + number, record.version + 1, stamp)
         added[draft.id] = before = body
         parent = draft.id
     return added
 
 
-def _written(draft: Draft, before: Step | None, parent: str, seq: int, version: int, stamp: Stamp) -> Step:
-    """The step as it is stored: a user's step opens a turn, any other goes on with its parent's."""
+def _written(
+    draft: Draft, before: Step | None, parent: str, named: str | None, seq: int, version: int, stamp: Stamp
+) -> Step:
+    """The step as it is stored: if no turn is named a user's step opens one, any other goes on with its parent's."""
     opens = before is None or draft.given["role"] == "user"
-    turn = draft.given.get("turn_id") or (draft.id if opens or before is None else before["turn_id"])
+    turn = named or (draft.id if opens or before is None else before["turn_id"])
     follows = before is not None and before["turn_id"] == turn
     index = before["index"] + 1 if follows and before is not None else 0
     assigned = {"seq": seq, "version": version, "parent_id": parent, "turn_id": turn, "index": index}

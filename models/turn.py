@@ -88,11 +88,12 @@ def append(
     advance_head: bool = True,
     inline: int = INLINE_BYTES,
 ) -> Change:
-    """Append steps as `tree.append` does; those of the open turn are counted, and the last that it may have ends it.
+    """Append steps as `tree.append` does; at HEAD they belong to the open turn, and the last that it may have ends it.
 
     Raises Conflict for a step of a turn that was ended so. The last one itself, sent again, is answered as at first.
     """
-    appended = tree.append(record, drafts, stamp, advance_head=advance_head, inline=inline)
+    named = _named(record) if advance_head else None
+    appended = tree.append(record, drafts, stamp, advance_head=advance_head, turn=named, inline=inline)
     if not appended.kinds:
         ended = record.results.get(drafts[-1].id, {}).get(END, {}).get("outcome") == MAX_STEPS
         return replace(appended, answer=replace(appended.answer, turn_ended=MAX_STEPS)) if ended else appended
@@ -101,13 +102,11 @@ def append(
     turn = record.turn
     if turn is None or not advance_head:
         return appended
-    own = [step for step in appended.answer.steps if turn["id"] in (None, step["turn_id"])]
-    if not own:
-        return appended
+    own: Sequence[Step] = appended.answer.steps
     count = turn["steps"] + len(own)
     if count >= most_steps(record.settings):
         ended = _ended(appended, own[-1]["id"], MAX_STEPS, stamp)
-        shown = _ending_with(own[-1]["id"], appended.answer.steps)
+        shown = _ending_with(own[-1]["id"], own)
         return replace(ended, answer=replace(appended.answer, steps=shown, turn_ended=MAX_STEPS))
     calls = _open_calls(turn["calls"], own)
     put = {"turn.last": own[-1]["id"], "turn.steps": count, **({} if calls == turn["calls"] else {"turn.calls": calls})}
@@ -134,7 +133,7 @@ def finish(
         change = _ended(record, last, outcome, stamp, error)
         steps: list[Step] = []
     else:
-        appended = tree.append(record, drafts, stamp, inline=inline)
+        appended = tree.append(record, drafts, stamp, turn=_named(record), inline=inline)
         if not appended.kinds:
             raise Conflict("The steps are there already: finish the turn without them.")
         last, steps = drafts[-1].id, appended.answer.steps
@@ -205,6 +204,11 @@ def turn_of(record: AgentRecord) -> tuple[str, str]:
     if record.turn is not None and record.turn["id"] is not None:
         return record.turn["id"], record.turn["last"]
     return (ROOT, ROOT) if record.head == ROOT else (record.node(record.head).turn_id, record.head)
+
+
+def _named(record: AgentRecord) -> str | None:
+    """The id of the open turn, if it has one of its own."""
+    return None if record.turn is None else record.turn["id"]
 
 
 def _begun(record: AgentRecord, appended: Change) -> Begun:

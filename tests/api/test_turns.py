@@ -229,6 +229,26 @@ async def test_max_steps_ends_a_turn(api: Api) -> None:
     await agent.append({"role": "agent", "content": "1"})
 
 
+async def test_user_step_within_a_turn_belongs_to_it(api: Api) -> None:
+    """It counts, it may answer a tool call, and the turn ends with whatever is last; afterwards one opens its own."""
+    agent = await api.made(settings={"max_steps": 4})
+    turn = (await begun(agent))["turn_id"]
+    await agent.append({"role": "agent", "tool_calls": [call("c1"), call("c2")]})
+    result = {"id": "said", "role": "user", "tool_results": [{"id": "c1", "output": "1"}]}
+    for status in (201, 200):
+        (told,) = (await agent.append(result, expect=status))["steps"]
+        assert told["turn_id"] == turn
+    await agent.call("POST", "/transitions", {"to": "failed", "trigger": "process_crashed"})
+    last = (await agent.read())["steps"][-1]
+    assert [one["id"] for one in last["tool_results"]] == ["c2"]
+    turn = (await begun(agent))["turn_id"]
+    for number in range(4):
+        assert (await agent.append("more")).get("turn_ended") == ("max_steps" if number == 3 else None)
+    assert (await agent.read())["state"] == "idle"
+    (own,) = (await agent.append("next"))["steps"]
+    assert own["turn_id"] == own["id"]
+
+
 async def test_null_takes_the_limit_of_steps_away(api: Api) -> None:
     """As any setting that is null."""
     agent = await api.made(settings={"max_steps": None})
@@ -292,6 +312,7 @@ async def test_turn_without_a_pool_ends_when_its_lease_does(api: Api) -> None:
 
 async def test_end_of_a_turn_whose_steps_were_sealed_meanwhile(open_settings: Settings, mongo_uri: str) -> None:
     """The mark is found wherever its step lies: in the document, sealed with it, or bound to it when it was sealed."""
+    aside = {"role": "user", "content": "x" * 200}
     async with serving(open_settings.model_copy(update={"seal_bytes": 1024}), mongo_uri) as sealing:
         agent = await sealing.made()
         ended = []
@@ -301,8 +322,8 @@ async def test_end_of_a_turn_whose_steps_were_sealed_meanwhile(open_settings: Se
             ended.append(own["id"])
             if number % 2:
                 await finished(agent, turn)
-            for _ in range(8):  # others talk on meanwhile, so that the turn's last step is sealed
-                await agent.append({"role": "user", "content": "x" * 200})
+            for _ in range(8):  # others write beside it, so that the turn's last step is sealed
+                await agent.append(aside, advance_head=False)
             if not number % 2:
                 await finished(agent, turn)
         shown = (await agent.read("/steps", limit=200))["items"]
@@ -317,7 +338,7 @@ async def test_end_of_a_turn_whose_steps_were_sealed_meanwhile(open_settings: Se
         turn = (await begun(agent))["turn_id"]
         await agent.append({"role": "agent", "tool_calls": [call("open")]})
         for _ in range(8):
-            await agent.append({"role": "user", "content": "x" * 200})
+            await agent.append(aside, advance_head=False)
         await agent.call("POST", "/transitions", {"to": "failed", "trigger": "process_crashed"})
         last = (await agent.read())["steps"][-1]
         assert ([one["id"] for one in last["tool_results"]], last["turn_id"]) == (["open"], turn)
