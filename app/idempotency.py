@@ -13,13 +13,18 @@ from app.clock import Clock
 from app.lanes import Once
 from app.mongo import Mongo
 from models.commit import Reply
-from models.errors import IdempotencyMismatch, TooLarge
+from models.errors import Conflict, IdempotencyMismatch, TooLarge
 
 KEPT_FOR = timedelta(hours=24)
 """How long an idempotency record answers."""
 
 _REPLY_BYTES = 15 * 1024 * 1024
 """The longest answer that is kept for a repeated request, compressed."""
+
+
+def still_running() -> Conflict:
+    """What a repeated request is told before the first is answered."""
+    return Conflict("The first request with this Idempotency-Key is still running: ask again.", retry_after=1)
 
 
 class Idempotency:
@@ -30,13 +35,15 @@ class Idempotency:
         self._clock = clock
 
     async def replay(self, once: Once, tenant: str) -> Reply | None:
-        """The answer given before to this request; None when there is none. Raises IdempotencyMismatch."""
+        """The answer given before to this request; None when there is none (yet). Raises IdempotencyMismatch."""
         # unscoped: by the tenant
         found = await self._mongo.idempotency.find_one({"_id": once.id, "tenant": tenant})
         if found is None or found["expires_at"] <= self._clock.now():
             return None
         if found["digest"] != once.digest:
             raise IdempotencyMismatch("This Idempotency-Key was sent with another request: use a new one.")
+        if "body" not in found:
+            return None
         return Reply(found["status"], zlib.decompress(found["body"]), found["headers"])
 
     async def record(self, once: Once, tenant: str, reply: Reply) -> dict[str, Any]:
@@ -54,11 +61,23 @@ class Idempotency:
             "expires_at": self._clock.now() + KEPT_FOR,
         }
 
-    async def keep(self, record: dict[str, Any]) -> None:
-        """Write a record by itself. Raises DuplicateKeyError when there is one."""
+    async def reserve(self, once: Once, tenant: str, time: timedelta) -> None:
+        """Note for a time that the request is being answered. Raises DuplicateKeyError when that was noted before."""
+        now = self._clock.now()
+        reserved = {"_id": once.id, "tenant": tenant, "digest": once.digest, "expires_at": now + time}
         # unscoped: the record's id is made from the tenant
-        await self._mongo.idempotency.delete_one({"_id": record["_id"], "expires_at": {"$lte": self._clock.now()}})
-        await self._mongo.idempotency.insert_one(record)
+        await self._mongo.idempotency.delete_one({"_id": once.id, "expires_at": {"$lte": now}})
+        await self._mongo.idempotency.insert_one(reserved)
+
+    async def complete(self, record: dict[str, Any]) -> None:
+        """Write the record of an answer over its reservation."""
+        # unscoped: the record's id is made from the tenant
+        await self._mongo.idempotency.replace_one({"_id": record["_id"]}, record, upsert=True)
+
+    async def cancel(self, once: Once) -> None:
+        """Let the request be carried out by the next who sends it."""
+        # unscoped: the record's id is made from the tenant
+        await self._mongo.idempotency.delete_one({"_id": once.id, "body": {"$exists": False}})
 
     async def remember(self, record: dict[str, Any], session: AsyncClientSession) -> None:
         """Write a record in the transaction of what it is about. Of two with the same id at most one commits."""

@@ -1,12 +1,15 @@
 """Keyed answers of requests that write no agent: kept for a day, sealed, for they may hold a secret.
 
-The record is written after the fact, not with it: a replica that dies between lets the repeated request be carried out
-once more. So this is for what may be, such as a registration, whose second time only makes the first one's token stale.
+The record is reserved before and completed after the fact, not with it: where a replica dies between, the repeated
+request is carried out once more, when the reservation is over. So this is for what may be done again, such as a
+registration.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 
 from pymongo.errors import DuplicateKeyError
@@ -16,6 +19,10 @@ from app.lanes import Once
 from app.mongo import unavailable_when_failing
 from app.vault import Vault
 from models.commit import Reply
+from models.errors import Conflict, Unavailable
+
+_RESERVED_FOR = timedelta(seconds=30)
+"""How long a request that is never answered keeps those from being carried out that repeat it."""
 
 
 class KeyedAnswers:
@@ -27,23 +34,36 @@ class KeyedAnswers:
         self._seconds = seconds
 
     async def answer(self, once: Once, tenant: str, make: Callable[[], Awaitable[Any]]) -> Reply:
-        """The answer that was given before to the same request, else that of what is made now."""
-        known = await self._known(once, tenant)
+        """The answer that was given before to the same request, else that of what is made now.
+
+        Raises Conflict while it is made elsewhere.
+        """
+        known = await self._reserved(once, tenant)
         if known is not None:
             return known
-        made = await once.encode(await make())
-        sealed = Reply(made.status, bytes(self._vault.seal(made.body.decode(), once.id)), made.headers)
-        record = await self._idempotency.record(once, tenant, sealed)
+        try:
+            made = await once.encode(await make())
+            sealed = Reply(made.status, bytes(self._vault.seal(made.body.decode(), once.id)), made.headers)
+            record = await self._idempotency.record(once, tenant, sealed)
+        except BaseException:
+            with suppress(Unavailable), unavailable_when_failing(self._seconds):
+                await self._idempotency.cancel(once)
+            raise
         with unavailable_when_failing(self._seconds):
-            try:
-                await self._idempotency.keep(record)
-            except DuplicateKeyError:  # the same request at the same time: whichever was kept is the answer
-                return await self._known(once, tenant) or made
+            await self._idempotency.complete(record)
         return made
 
-    async def _known(self, once: Once, tenant: str) -> Reply | None:
+    async def _reserved(self, once: Once, tenant: str) -> Reply | None:
+        """None: the request is ours to carry out; else what was answered to it."""
         with unavailable_when_failing(self._seconds):
-            found = await self._idempotency.replay(once, tenant)
-        if found is None:
-            return None
+            try:
+                await self._idempotency.reserve(once, tenant, _RESERVED_FOR)
+            except DuplicateKeyError:
+                found = await self._idempotency.replay(once, tenant)
+                if found is None:
+                    raise Conflict(
+                        "The first request with this Idempotency-Key is still running.", retry_after=1
+                    ) from None
+            else:
+                return None
         return Reply(found.status, self._vault.open(found.body, once.id).encode(), found.headers)

@@ -43,14 +43,17 @@ class Reply:
 
 
 class IdempotencyRecordFields(BaseModel):
-    """The answer that a keyed request got, kept for a day. `_id` is the digest of tenant, owner, method, path, key."""
+    """The answer that a keyed request got, kept for a day. `_id` is the digest of tenant, owner, method, path, key.
+
+    One without an answer is a reservation: the request is being carried out.
+    """
 
     id: str = Field(alias="_id")
     tenant: str
     digest: str = Field(description="Of the query and body: the same key with another request is a mistake.")
-    status: int
-    headers: dict[str, str]
-    body: bytes = Field(description="zlib")
+    status: int | None = None
+    headers: dict[str, str] | None = None
+    body: bytes | None = Field(default=None, description="zlib")
     expires_at: datetime
 
 

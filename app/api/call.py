@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from litestar import Request
 from litestar.di import NamedDependency, Provide
@@ -23,6 +23,7 @@ from app.api.headers import (
     IfMatch,
     IfNoneMatch,
     MinVersion,
+    digest_of,
     freshness,
     guard,
     idempotency_id,
@@ -48,6 +49,7 @@ from models.commit import Guard, Reply
 from models.tenant import Scope
 
 AnyRequest = Request[Any, Any, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +151,34 @@ class WriteCall:
         return Once(record, await request_digest(self.request), encode)
 
 
+@dataclass(frozen=True, slots=True)
+class ActCall:
+    """A request that writes no agent and may be done again. `answer` repeats what was said before, if it has a key."""
+
+    caller: Scope
+    request: AnyRequest
+    idempotency_key: str | None
+    keyed: KeyedAnswers
+
+    @property
+    def known_by(self) -> str | None:
+        """By what the request is known when the same caller sends it again; None: it is always a new one."""
+        if self.idempotency_key is None:
+            return None
+        record = idempotency_id(self.caller, self.request.method, self.request.url.path, self.idempotency_key)
+        return digest_of(record, self.caller.by)
+
+    async def answer(self, make: Callable[[], Awaitable[T]], show: Callable[[T], Reply]) -> Answer[Any]:
+        async def shown(made: T) -> Reply:
+            return show(made)
+
+        record = self.known_by
+        if record is None:
+            return as_response(show(await make()))
+        once = Once(record, await request_digest(self.request), shown)
+        return as_response(await self.keyed.answer(once, self.caller.tenant, make))
+
+
 @contextmanager
 def leaving(request: AnyRequest) -> Iterator[Callable[[], bool]]:
     """Says whether the caller has hung up meanwhile. The request's body has to have been read."""
@@ -204,11 +234,6 @@ def _reconciler(request: AnyRequest) -> Reconciler:
     return reconciler
 
 
-def _keyed(request: AnyRequest) -> KeyedAnswers:
-    keyed: KeyedAnswers = request.app.state.keyed
-    return keyed
-
-
 def _settings(request: AnyRequest) -> Settings:
     settings: Settings = request.app.state.settings
     return settings
@@ -247,13 +272,17 @@ def _guarded(request: AnyRequest, if_match: IfMatch = None, fencing_token: Fenci
     return WriteCall(_caller(request), request, guard(if_match, fencing_token), None, _filling(request))
 
 
+def _acting(request: AnyRequest, idempotency_key: IdempotencyKey = None) -> ActCall:
+    return ActCall(_caller(request), request, idempotency_key, request.app.state.keyed)
+
+
 DEPENDENCIES = {
     "caller": Provide(_caller, sync_to_thread=False),
     "agents": Provide(_agents, sync_to_thread=False),
     "execution": Provide(_execution, sync_to_thread=False),
     "runners": Provide(_runners, sync_to_thread=False),
     "commands": Provide(_commands, sync_to_thread=False),
-    "keyed": Provide(_keyed, sync_to_thread=False),
+    "acting": Provide(_acting, sync_to_thread=False),
     "settings": Provide(_settings, sync_to_thread=False),
     "reconciler": Provide(_reconciler, sync_to_thread=False),
     "posted": Provide(_posted, sync_to_thread=False),
@@ -272,3 +301,4 @@ Caller = NamedDependency[Scope]
 Reading = NamedDependency[ReadCall]
 Verbs = NamedDependency[Agents]
 Writing = NamedDependency[WriteCall]
+Acting = NamedDependency[ActCall]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated, Any
 
 from litestar import Controller, delete, get, post, put
@@ -11,7 +10,7 @@ from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from app.api import shapes
 from app.api.agents import Limit
-from app.api.answers import JSON, Answer, as_response, encode, page, reply
+from app.api.answers import JSON, Answer, encode, page, reply
 from app.api.bodies import (
     MAX_WAIT_SECONDS,
     ClaimBody,
@@ -22,15 +21,15 @@ from app.api.bodies import (
     ReleaseBody,
     RunnerBody,
 )
-from app.api.call import AnyRequest, Caller, Writing, leaving
+from app.api.call import Acting, AnyRequest, Caller, Writing, leaving
 from app.api.execution import shown_command
 from app.api.paging import DEFAULT_LIMIT, runner_after, runners_cursor
 from app.api.routes import DECIDE, LIST, POLL, RUNNER, gone
 from app.commands import Commands
 from app.config import Settings
-from app.keyed import KeyedAnswers
 from app.reconciler import Reconciler
 from app.runners import Beaten, Runners
+from models.command import CommandRecord
 from models.commit import Reply
 from models.ids import check_pool
 from models.runner import PoolRecord, RunnerRecord, RunnerState
@@ -46,6 +45,14 @@ _TIMES = ("registered_at", "seen_at", "gone_at")
 
 def _answer(value: Any) -> Answer[Any]:
     return Answer(encode(value), media_type=JSON)
+
+
+def _said(value: Any) -> Reply:
+    return Reply(200, encode(value))
+
+
+def _said_of_command(command: CommandRecord) -> Reply:
+    return _said(shown_command(command))
 
 
 def shown_runner(runner: RunnerRecord, load: int, settings: Settings) -> dict[str, Any]:
@@ -81,23 +88,19 @@ class RunnerRoutes(Controller):
     async def register(
         self,
         data: JSONBody[RunnerBody],
-        posted: Writing,
+        acting: Acting,
         runners: Fleet,
-        keyed: NamedDependency[KeyedAnswers],
         settings: NamedDependency[Settings],
     ) -> Answer[shapes.Registered]:
-        async def encoded(made: tuple[RunnerRecord, str, bool]) -> Reply:
+        def shown(made: tuple[RunnerRecord, str, bool]) -> Reply:
             runner, token, new = made
-            shown = {**shown_runner(runner, 0, settings), "token": token}
-            return Reply(201 if new else 200, encode(shown), {"Location": f"/v1/runners/{runner.name}"})
+            told = {**shown_runner(runner, 0, settings), "token": token}
+            return Reply(201 if new else 200, encode(told), {"Location": f"/v1/runners/{runner.name}"})
 
         spec = data.given()
-        once = await posted.once(encoded)
-        if once is None:
-            return as_response(await encoded(await runners.register(posted.caller, spec)))
-        spec = {"id": once.id[:_KEYED_ID], **spec}  # sent again it is the same runner, also if no answer was kept
-        register = partial(runners.register, posted.caller, spec)
-        return as_response(await keyed.answer(once, posted.caller.tenant, register))
+        if acting.known_by is not None:  # sent again it is the same runner, also if no answer was kept
+            spec = {"id": acting.known_by[:_KEYED_ID], **spec}
+        return await acting.answer(lambda: runners.register(acting.caller, spec), shown)
 
     @get(**LIST, summary="List runners, present and gone")
     async def list(
@@ -148,17 +151,19 @@ class RunnerRoutes(Controller):
                     "agent": data.agent,
                     "state": done.record.state,
                     "fence": done.record.fence,
-                    "version": _version(done),
+                    "version": done.record.version,
                 },
-                _version(done),
+                done.record.version,
             ),
         )
 
     @post("/{runner_id:str}/drain", **RUNNER, status_code=200, summary="Let a runner claim nothing more")
     async def drain(
-        self, runner_id: RunnerId, caller: Caller, runners: Fleet, settings: NamedDependency[Settings]
+        self, runner_id: RunnerId, acting: Acting, runners: Fleet, settings: NamedDependency[Settings]
     ) -> Answer[shapes.Runner]:
-        return _answer(shown_runner(*await runners.drain(caller, runner_id), settings))
+        return await acting.answer(
+            lambda: runners.drain(acting.caller, runner_id), lambda drained: _said(shown_runner(*drained, settings))
+        )
 
     @delete("/{runner_id:str}", **gone(RUNNER), summary="Take a runner off; its agents are free at once")
     async def leave(self, runner_id: RunnerId, caller: Caller, runners: Fleet) -> Answer[None]:
@@ -188,22 +193,22 @@ class CommandRoutes(Controller):
         return _answer(shown_command(await commands.get(caller, command_id)))
 
     @post("/ack", **RUNNER, status_code=200, summary="Take a command on")
-    async def ack(self, command_id: FromPath[str], caller: Caller, commands: Queue) -> Answer[shapes.Command]:
-        return _answer(shown_command(await commands.ack(caller, command_id)))
+    async def ack(self, command_id: FromPath[str], acting: Acting, commands: Queue) -> Answer[shapes.Command]:
+        return await acting.answer(lambda: commands.ack(acting.caller, command_id), _said_of_command)
 
     @post("/complete", **RUNNER, status_code=200, summary="Say that a command is done")
     async def complete(
-        self, command_id: FromPath[str], caller: Caller, commands: Queue, data: JSONBody[DoneBody | None] = None
+        self, command_id: FromPath[str], acting: Acting, commands: Queue, data: JSONBody[DoneBody | None] = None
     ) -> Answer[shapes.Command]:
         result = None if data is None else data.result
-        return _answer(shown_command(await commands.complete(caller, command_id, result)))
+        return await acting.answer(lambda: commands.complete(acting.caller, command_id, result), _said_of_command)
 
     @post("/fail", **RUNNER, status_code=200, summary="Say that a command can't be done")
     async def fail(
-        self, command_id: FromPath[str], caller: Caller, commands: Queue, data: JSONBody[FailedBody | None] = None
+        self, command_id: FromPath[str], acting: Acting, commands: Queue, data: JSONBody[FailedBody | None] = None
     ) -> Answer[shapes.Command]:
         error = None if data is None else data.error
-        return _answer(shown_command(await commands.fail(caller, command_id, error)))
+        return await acting.answer(lambda: commands.fail(acting.caller, command_id, error), _said_of_command)
 
 
 class PoolRoutes(Controller):
@@ -228,10 +233,6 @@ class PoolRoutes(Controller):
 
 
 @post("/v1/reconcile", **DECIDE, status_code=200, summary="Free agents of runners that are gone", tags=["execution"])
-async def reconcile(caller: Caller, reconciler: NamedDependency[Reconciler]) -> Answer[shapes.Report]:
+async def reconcile(acting: Acting, reconciler: NamedDependency[Reconciler]) -> Answer[shapes.Report]:
     """Free what dead runners hold in the caller's tenant; it also runs by itself."""
-    return _answer((await reconciler.reconcile(caller)).shown())
-
-
-def _version(done: Any) -> int:
-    return int(done.record.version)
+    return await acting.answer(lambda: reconciler.reconcile(acting.caller), lambda report: _said(report.shown()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -14,7 +15,7 @@ from pymongo import MongoClient
 from app.config import Settings
 from app.runtime import running
 from tests.api.conftest import MORTAL_TTL, KeyMaker
-from tests.api.driver import Api, Handle, Json, bearer
+from tests.api.driver import Api, Handle, Json, bearer, problem_of
 from tests.contract.samples import OF_AN_AGENT, READERS, SAMPLES, Route, name_of, prepared, send
 
 
@@ -645,3 +646,50 @@ async def test_keyed_registration_is_answered_as_at_first(
     for name in mongo.list_database_names():
         if name.startswith("test_"):
             assert not any(token in bytes(one["body"]) for one in mongo[name]["idempotency"].find())
+
+
+async def test_keyed_registrations_at_once_are_one(replicas: tuple[Api, Api], pool: str) -> None:
+    """Of many, on two replicas, one is carried out; the others wait for its answer and get it, and its token works."""
+    body = {"pool": pool, "platform": "local", "capacity": 1}
+    key = {"Idempotency-Key": f"register-{pool}"}
+
+    async def registered(api: Api) -> bytes:
+        while True:
+            answer = await api.http.post("/v1/runners", json=body, headers=key)
+            if answer.status_code == 201:
+                return answer.content
+            assert (problem_of(answer)["code"], answer.headers["retry-after"]) == ("conflict", "1")
+            await asyncio.sleep(0.1)
+
+    (told,) = set(await asyncio.gather(*(registered(api) for api in replicas * 5)))
+    runner = Runner(replicas[0], json.loads(told))
+    assert (await runner.call("POST", "/heartbeat", {}, headers=runner.token)).is_success
+
+
+async def test_keyed_registrations_of_two_keys_are_two(keyed: Api, new_key: KeyMaker, tenant: str, pool: str) -> None:
+    """Nobody gets the token of another key's runner by guessing what it sent."""
+    body = {"pool": pool, "platform": "local", "capacity": 1}
+    keys = [{**bearer(await new_key(tenant, "runner")), "Idempotency-Key": "boot"} for _ in range(2)]
+    made = [(await keyed.call("POST", "/v1/runners", body, headers=key, expect=201)).json() for key in keys]
+    assert len({one["id"] for one in made}) == len({one["token"] for one in made}) == 2
+
+
+async def test_keyed_words_of_runners_are_answered_as_at_first(replicas: tuple[Api, Api], pool: str) -> None:
+    """Another body under the same key is a mistake; what failed may be tried again."""
+    api, other = replicas
+    agent = await api.made(pool=pool)
+    runner = await Runner.made(api, pool)
+    await runner.claim()
+    command = (await agent.call("POST", "/commands", {"action": "custom"})).json()["id"]
+    key = {"Idempotency-Key": "done"}
+    done = f"/v1/commands/{command}/complete"
+    await api.call("POST", done, {"result": 1}, headers=key, expect="conflict")
+    await runner.call("GET", "/commands")
+    first = await api.call("POST", done, {"result": 1}, headers=key)
+    assert (await other.call("POST", done, {"result": 1}, headers=key)).content == first.content
+    await other.call("POST", done, {"result": 2}, headers=key, expect="idempotency-mismatch")
+    draining = await runner.call("POST", "/drain", headers=key)
+    await runner.call("DELETE")
+    assert (await runner.call("POST", "/drain", headers=key)).content == draining.content
+    report = await api.call("POST", "/v1/reconcile", headers=key)
+    assert (await other.call("POST", "/v1/reconcile", headers=key)).content == report.content
