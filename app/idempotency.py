@@ -72,7 +72,7 @@ class Idempotency:
     async def complete(self, record: dict[str, Any]) -> None:
         """Write the record of an answer over its reservation."""
         # unscoped: the record's id is made from the tenant
-        await self._mongo.idempotency.replace_one({"_id": record["_id"]}, record, upsert=True)
+        await self._mongo.idempotency.update_one({"_id": record["_id"]}, {"$set": record}, upsert=True)
 
     async def cancel(self, once: Once) -> None:
         """Let the request be carried out by the next who sends it."""

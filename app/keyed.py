@@ -14,12 +14,12 @@ from typing import Any
 
 from pymongo.errors import DuplicateKeyError
 
-from app.idempotency import Idempotency
+from app.idempotency import Idempotency, still_running
 from app.lanes import Once
 from app.mongo import unavailable_when_failing
 from app.vault import Vault
 from models.commit import Reply
-from models.errors import Conflict, Unavailable
+from models.errors import Unavailable
 
 _RESERVED_FOR = timedelta(seconds=30)
 """How long a request that is never answered keeps those from being carried out that repeat it."""
@@ -61,9 +61,7 @@ class KeyedAnswers:
             except DuplicateKeyError:
                 found = await self._idempotency.replay(once, tenant)
                 if found is None:
-                    raise Conflict(
-                        "The first request with this Idempotency-Key is still running.", retry_after=1
-                    ) from None
+                    raise still_running() from None
             else:
                 return None
         return Reply(found.status, self._vault.open(found.body, once.id).encode(), found.headers)

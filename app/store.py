@@ -41,7 +41,7 @@ from app.blobs import Blobs
 from app.bulk import BulkWriter, Outcome
 from app.clock import Clock
 from app.config import Settings
-from app.idempotency import Idempotency
+from app.idempotency import Idempotency, still_running
 from app.lanes import Beside, Committed, Lane, Limits, Move, Once, Request, Trial
 from app.mongo import Mongo, Write, decoded, unavailable_when_failing
 from app.segments import Gone, Segments
@@ -52,7 +52,6 @@ from models.blob import Damaged
 from models.change import OP_SLOTS, Stamp
 from models.commit import Guard
 from models.errors import (
-    Conflict,
     HoldfastError,
     IdempotencyMismatch,
     Unavailable,
@@ -193,7 +192,7 @@ class Store:
             yield
             return
         if once.id in self._running_once:
-            raise Conflict("The first request with this Idempotency-Key is still running: ask again.", retry_after=1)
+            raise still_running()
         self._running_once.add(once.id)
         try:
             yield
