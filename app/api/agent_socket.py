@@ -44,14 +44,17 @@ class AgentSocket:
     async def serve(self, stream: Stream) -> None:
         """Tell the stream and take frames, until either ends. Raises Gone."""
         handlers = {"prompt": self._prompt, "stop": self._stop, "checkout": self._checkout}
-        await until_either_ends(self._tell(stream), converse(self.socket, handlers))
+        await until_either_ends(self._tell(stream), converse(self.socket, handlers, self._allowed))
+
+    async def _allowed(self) -> bool:
+        return await self.keyring.still_allows(self.caller)
 
     async def _tell(self, stream: Stream) -> None:
         """Send what happens; end the socket when the stream ends, for a reason that its code tells."""
         try:
             async for item in stream:
                 if item is None:
-                    if not await self.keyring.still_allows(self.caller):
+                    if not await self._allowed():
                         await self.socket.close(OF_POLICY, "unauthenticated")
                         return
                 else:

@@ -36,7 +36,10 @@ class RunnerSocket:
     async def serve(self) -> None:
         """Send commands and take frames, until either side leaves or the runner is no more. Raises Gone."""
         handlers = {"heartbeat": self._beat, "ack": self._ack, "complete": self._complete, "fail": self._fail}
-        await until_either_ends(self._send_commands(), converse(self.socket, handlers))
+        await until_either_ends(self._send_commands(), converse(self.socket, handlers, self._allowed))
+
+    async def _allowed(self) -> bool:
+        return await self.keyring.still_allows(self.caller)
 
     async def _send_commands(self) -> None:
         """Send what is due, again until it is acknowledged."""
@@ -52,7 +55,7 @@ class RunnerSocket:
                 if not due and self.runners.ending:
                     await self.socket.close(GOING_AWAY)
                     return
-                if not await self.keyring.still_allows(self.caller):
+                if not await self._allowed():
                     await self.socket.close(OF_POLICY, "unauthenticated")
                     return
         except HoldfastError as error:

@@ -109,9 +109,12 @@ async def until_either_ends(telling: Coroutine[Any, Any, None], answering: Corou
         await end(*tasks)
 
 
-async def converse(socket: Socket, handlers: Mapping[str, Handler]) -> None:
-    """Answer each frame by the handler of its type, until the other side leaves. Raises Gone."""
+async def converse(socket: Socket, handlers: Mapping[str, Handler], allowed: Callable[[], Awaitable[bool]]) -> None:
+    """Answer each frame by the handler of its type, as long as who sends them is let in and stays. Raises Gone."""
     async for frame in socket.frames():
+        if not await allowed():
+            await socket.close(OF_POLICY, "unauthenticated")
+            return
         await socket.tell(await _answer_to(frame, handlers))
 
 

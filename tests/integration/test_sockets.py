@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from app.config import Settings
 from app.runtime import running
+from app.tenancy import CACHED_SECONDS
 from models.tenant import Right
 from tests.harness import Database, Replica, deployment
 
@@ -244,6 +246,14 @@ async def test_keys_and_tickets_open_sockets_as_they_open_feeds(tmp_path: Path) 
         async with talking(replica, f"{path}?ticket={ticket}") as socket:
             assert (await socket.says({"type": "prompt", "id": "1", "content": "x"}))["status"] == 201
         assert await refusal(replica, f"{path}?ticket={ticket}") == (401, "unauthenticated")
+        async with talking(replica, path, Authorization=key["w"]) as socket:
+            async with running(settings, database.uri) as runtime:
+                await runtime.keys.revoke(writer.split("_")[1])
+            await asyncio.sleep(CACHED_SECONDS + 0.5)
+            with pytest.raises(ConnectionClosed) as closed:
+                await socket.says({"type": "prompt", "id": "2", "content": "x"})
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1008
 
 
 async def test_sockets_end_with_their_replica(tmp_path: Path) -> None:
