@@ -28,8 +28,12 @@ ID_PATTERN = r"^[A-Za-z0-9_-]{1,64}$"
 NAME_PATTERN = r"^[^\x00-\x1f\x7f/]{1,128}$"
 """Names that stand in a path: branches, result keys."""
 
+POOL_PATTERN = r"^[^\x00-\x1f\x7f/]{1,256}$"
+"""Names of pools, which stand in a path, too."""
+
 _ID = re.compile(ID_PATTERN.replace("$", r"\Z"))
 _NAME = re.compile(NAME_PATTERN.replace("$", r"\Z"))
+_POOL = re.compile(POOL_PATTERN.replace("$", r"\Z"))
 
 
 def check_id(value: str, what: str = "id") -> str:
@@ -47,9 +51,9 @@ def check_name(value: str, what: str = "name") -> str:
 
 
 def check_pool(name: str) -> str:
-    """The pool's name itself, when it is one that a body may have."""
-    if not 1 <= len(name) <= 256 or not name.isprintable():
-        raise InvalidRequest("A pool's name is 1 to 256 printable characters.")
+    """The pool's name itself, when it is one; raises InvalidRequest otherwise."""
+    if not _POOL.match(name):
+        raise InvalidRequest("A pool's name is 1 to 256 characters without '/' and control characters.")
     return name
 
 

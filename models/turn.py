@@ -30,7 +30,7 @@ from models.tree import Appended, Draft
 COMPLETED, MAX_STEPS, INTERRUPTED = "completed", "max_steps", "interrupted"
 """How a turn ends that its driver did not finish: by a bare transition, with its last step of all, broken off."""
 
-_TRIGGERS_OF_A_START = (Move(State.STARTING, Trigger.SPAWN), Move(State.IDLE, Trigger.CONNECTED))
+_START = (Move(State.STARTING, Trigger.SPAWN), Move(State.IDLE, Trigger.CONNECTED))
 _UNANSWERED = "The turn was interrupted before this call had a result; it was not repeated."
 
 
@@ -225,7 +225,7 @@ def _way_to_busy(record: AgentRecord) -> list[Move]:
     prompted = Move(State.BUSY, Trigger.PROMPT_RECEIVED)
     if record.pool is not None or record.state == State.IDLE:
         return [prompted]
-    return [*_TRIGGERS_OF_A_START[record.state == State.STARTING :], prompted]
+    return [*(_START[1:] if record.state == State.STARTING else _START), prompted]
 
 
 def _require_open(record: AgentRecord, turn: str) -> None:

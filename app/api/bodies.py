@@ -10,11 +10,13 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from models.command import Action
 from models.errors import InvalidRequest
 from models.execution import State, Trigger
+from models.ids import POOL_PATTERN
 from models.runner import RestartMode
 from models.step import ABSENT, Body, Id, Role, StepInput
 
 Text = Annotated[str, Field(max_length=1024)]
 Term = Annotated[str, Field(min_length=1, max_length=256)]
+PoolName = Annotated[str, Field(pattern=POOL_PATTERN)]
 Seconds = Annotated[int | float, Field(gt=0, le=315_360_000)]
 Labels = dict[Annotated[str, Field(min_length=1, max_length=256)], Text]
 
@@ -56,7 +58,7 @@ class CreateBody(Body):
     settings: dict[str, Any] = Field(default_factory=dict)
     delegate: DelegateBody | None = None
     workspace: Any = None
-    pool: Term | None = None
+    pool: PoolName | None = None
     platform: Term | None = None
     region: Term | None = None
     dormant: bool = False
@@ -71,7 +73,7 @@ class PatchBody(Body):
     name: Text = "Bob"
     model: Text | None = None
     labels: dict[Annotated[str, Field(min_length=1, max_length=256)], Text | None] | None = None
-    pool: Term | None = None
+    pool: PoolName | None = None
     platform: Term | None = None
     region: Term | None = None
     ttl_seconds: Seconds | None = None
@@ -166,7 +168,7 @@ class RunnerBody(Body):
     """A runner, and how many agents it can drive at once."""
 
     id: Id | None = None
-    pool: Term
+    pool: PoolName
     platform: Literal["kubernetes", "docker", "vm", "cloud", "local"]
     region: Term | None = None
     capacity: Annotated[int, Field(ge=1, le=MAX_CAPACITY)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
 from pymongo import MongoClient
 
 from tests.api.driver import Api, Handle, Json
@@ -219,20 +220,23 @@ async def test_start_makes_a_stopped_agent_claimable(replicas: tuple[Api, Api], 
     assert [claim["agent"] for claim in await runner.claim()] == [agent.id]
 
 
-async def test_start_and_wake_come_after_what_was_asked_before(replicas: tuple[Api, Api], pool: str) -> None:
+@pytest.mark.parametrize(
+    ("before", "after", "state"), [("hibernate", "wake", "idle"), ("terminate", "start", "starting")]
+)
+async def test_start_and_wake_come_after_what_was_asked_before(
+    replicas: tuple[Api, Api], pool: str, before: str, after: str, state: str
+) -> None:
     """An agent that is yet to sleep is awake in the end, and one that is yet to be stopped is started."""
     api, _ = replicas
-    for before, after, state in (("hibernate", "wake", "idle"), ("terminate", "start", "starting")):
-        agent = await api.made(pool=pool)
-        runner = await Runner.made(api, pool, 1)
-        await idle(agent, (await runner.claim())[0])
-        commands = [await asked(agent, before), await asked(agent, after)]
-        assert await got(runner) == commands
-        for command in commands:
-            await said(api, command, "complete")
-        shown = await agent.read()
-        assert (shown["state"], shown["dormant"]) == (state, False)
-        await runner.call("DELETE")
+    agent = await api.made(pool=pool)
+    runner = await Runner.made(api, pool)
+    await idle(agent, (await runner.claim())[0])
+    commands = [await asked(agent, before), await asked(agent, after)]
+    assert await got(runner) == commands
+    for command in commands:
+        await said(api, command, "complete")
+    shown = await agent.read()
+    assert (shown["state"], shown["dormant"]) == (state, False)
 
 
 async def test_start_is_carried_out_when_what_came_before_was_not(replicas: tuple[Api, Api], pool: str) -> None:

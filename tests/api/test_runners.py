@@ -693,3 +693,21 @@ async def test_keyed_words_of_runners_are_answered_as_at_first(replicas: tuple[A
     assert (await runner.call("POST", "/drain", headers=key)).content == draining.content
     report = await api.call("POST", "/v1/reconcile", headers=key)
     assert (await other.call("POST", "/v1/reconcile", headers=key)).content == report.content
+
+
+@pytest.mark.parametrize("name", ["a/b", "a\nb", "", "x" * 257])
+async def test_pools_name_is_one_that_its_path_can_hold(api: Api, name: str) -> None:
+    """Wherever a pool is named, the same names are refused."""
+    await api.call("POST", "/v1/agents", {"pool": name}, expect="invalid-request")
+    await api.call("POST", "/v1/runners", {"pool": name, "platform": "vm", "capacity": 1}, expect="invalid-request")
+    agent = await api.made()
+    await agent.call("PATCH", "", {"pool": name}, expect="invalid-request")
+
+
+async def test_odd_name_of_a_pool_is_one_everywhere(api: Api) -> None:
+    """Spaces and letters of any script are fine."""
+    await api.made(pool="ein \u00a0 Becken %")
+    decided = {"restart": "never"}
+    await api.call("PUT", "/v1/pools/ein%20%C2%A0%20Becken%20%25", decided)
+    shown = (await api.call("GET", "/v1/pools")).json()["items"]
+    assert "ein \u00a0 Becken %" in [one["pool"] for one in shown]
