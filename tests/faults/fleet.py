@@ -83,9 +83,12 @@ class RunnerProcess:
         return self._errors.read_text()
 
     def was_faulty(self, at: float, ttl: float) -> bool:
-        """Whether it may be taken to be dead at a wall time: it was killed, or paused for as long as its lease."""
+        """Whether it may be taken to be dead at a wall time: it was killed, or silent for as long as its lease.
+
+        Its last beat came before it was paused, by up to `ttl / 5` (how often it beats) and what a beat takes.
+        """
         killed = self.killed_at is not None and self.killed_at < at
-        return killed or any(begin + ttl * 0.9 < at < end + 2 * ttl for begin, end in self.pauses)
+        return killed or any(begin + ttl * 0.7 < at < end + 2 * ttl for begin, end in self.pauses)
 
 
 class Prompter:
