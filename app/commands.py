@@ -43,8 +43,7 @@ _PAGE = 1_000
 _PREPARED = (Action.TERMINATE, Action.START, Action.WAKE)
 """What is done to the agent without a runner, as soon as that may be."""
 
-_RESTS = (Action.TERMINATE.value, Action.HIBERNATE.value)
-"""After what a start or a wake means something else than before."""
+_AWAKE = (Action.START.value, Action.WAKE.value)
 
 _QUEUED = dict.fromkeys(Queued._fields[1:], 1)
 _IN_HAND = (CommandStatus.SENT, CommandStatus.ACKED)
@@ -181,25 +180,27 @@ class Commands:
     async def tidy(self) -> None:
         """Let no command wait for ever: whose runner is gone or another, whose deadline passed, that is unprepared."""
         await self._bury()
-        await self._redirect()
         holders = await self._holders()
         present = await self._roster.incarnations(holders.keys())
         for holder, newest in holders.items():
             tenant, _, runner = holder.partition(":")
             if holder not in present:
                 await self._let_go(tenant, runner, newest)
-        unprepared = {"status": {"$in": _UNFINISHED}, "prepared": False}
+        in_hand = {"action": Action.TERMINATE.value, "runner": {"$ne": None}}
+        unprepared = {"status": {"$in": _UNFINISHED}, "prepared": False, "$nor": [in_hand]}
         with unavailable_when_failing(self._seconds):
             # unscoped: of all tenants, on behalf of nobody
             found = await self._mongo.commands.find(unprepared).sort("created_at", 1).to_list(_PAGE)
         for document in found:
             await self._prepared(parsed(CommandRecord, document))
+        await self._redirect()
 
     async def _redirect(self) -> None:
         """Let what waits be for who drives its agent; whoever claimed it may have been cut off before saying so."""
         driven = {"from": self._mongo.agents.name, "localField": "key", "foreignField": "_id", "as": "driven"}
         others: list[Mapping[str, Any]] = [
-            {"$match": {"status": {"$in": _WAITING}}},
+            {"$match": {"status": {"$in": _WAITING}, "runner": {"$ne": None}}},
+            {"$limit": _PAGE},
             {"$set": {"key": {"$concat": ["$tenant", ":", "$agent"]}}},
             {"$lookup": {**driven, "pipeline": [{"$project": {"runner": 1}}]}},
             {"$set": {"driver": {"$first": "$driven.runner"}}},
@@ -209,8 +210,10 @@ class Commands:
         with unavailable_when_failing(self._seconds):
             # unscoped: of all tenants, on behalf of nobody
             found = await (await self._mongo.commands.aggregate(others)).to_list()
-        for one in found:
-            await self.follow(one["_id"]["tenant"], one["agents"], one["_id"]["driver"])
+        drivers = {f"{one['_id']['tenant']}:{one['_id']['driver']}": one["agents"] for one in found}
+        for driver in await self._roster.incarnations(drivers):
+            tenant, _, runner = driver.partition(":")
+            await self.follow(tenant, drivers[driver], runner)
 
     async def _holders(self) -> dict[str, int]:
         """The key of every runner that has a command in hand or is to get one, and its newest incarnation there."""
@@ -301,7 +304,7 @@ class Commands:
     async def _terminate(self, command: CommandRecord) -> bool:
         """Stop the agent, if no live runner is there to do it; what its platform still holds is left to the pool."""
         record = await self._agent_of(command)
-        if record is not None and await self._is_driven(record):
+        if await self._is_in_hand(command) or (record is not None and await self._is_driven(record)):
             return False
         if record is not None:
             await self._stop(command)
@@ -312,15 +315,25 @@ class Commands:
         return True
 
     async def _woken(self, command: CommandRecord) -> bool:
-        """Let the agent wait for a runner, unless it is yet to be stopped or sent to sleep by an earlier command."""
-        of_the_agent = {"tenant": command.tenant, "agent": command.agent, "number": {"$lt": command.number}}
-        earlier = {**of_the_agent, "status": {"$in": _UNFINISHED}, "action": {"$in": _RESTS}}
+        """Let the agent wait for a runner, unless what was asked before has yet to stop it, or to let it sleep."""
+        record = await self._agent_of(command)
+        driven = record is not None and await self._is_driven(record)
+        before = [Action.TERMINATE.value, *([Action.HIBERNATE.value] if driven else [])]
+        of_the_agent = {"tenant": command.tenant, "agent": command.agent, "born": command.born}
+        earlier = {"number": {"$lt": command.number}, "status": {"$in": _UNFINISHED}, "action": {"$in": before}}
         with unavailable_when_failing(self._seconds):
             # unscoped: by the tenant
-            if await self._mongo.commands.find_one(earlier, {"_id": 1}) is not None:
+            if await self._mongo.commands.find_one({**of_the_agent, **earlier}, {"_id": 1}) is not None:
                 return False
         await self._commit(command, _waiting_for_a_runner)
         return True
+
+    async def _is_in_hand(self, command: CommandRecord) -> bool:
+        """Whether a present runner has taken the command on."""
+        if command.status is not CommandStatus.ACKED or command.runner is None:
+            return False
+        key = f"{command.tenant}:{command.runner}"
+        return (await self._roster.incarnations([key])).get(key) == command.incarnation
 
     async def _is_driven(self, record: AgentRecord) -> bool:
         """Whether a present runner drives the agent."""
@@ -333,9 +346,20 @@ class Commands:
         if command.action is Action.TERMINATE:
             await self._stop(command)
         elif command.action is Action.HIBERNATE:
+            if await self._is_woken_later(command):
+                return
             await self._commit(command, lambda record, at: rest(record, dormant=True, stamp=at))
         elif not command.prepared:
             await self._commit(command, _waiting_for_a_runner)
+
+    async def _is_woken_later(self, command: CommandRecord) -> bool:
+        """Whether the agent was asked to be awake after this command."""
+        of_the_agent = {"tenant": command.tenant, "agent": command.agent, "born": command.born}
+        failed = CommandStatus.FAILED.value
+        later = {"number": {"$gt": command.number}, "action": {"$in": _AWAKE}, "status": {"$ne": failed}}
+        with unavailable_when_failing(self._seconds):
+            # unscoped: by the tenant
+            return await self._mongo.commands.find_one({**of_the_agent, **later}, {"_id": 1}) is not None
 
     async def _stop(self, command: CommandRecord) -> None:
         closing = self._clock.new_id()

@@ -394,3 +394,49 @@ async def test_word_about_an_agent_that_is_gone_does_nothing_to_the_next_of_its_
     await runner.claim()
     await said(api, command, "complete")
     assert (await agent.read())["state"] == "starting"
+
+
+async def test_wake_does_not_wait_for_a_hibernate_that_nobody_gets(replicas: tuple[Api, Api], pool: str) -> None:
+    """A sleeping agent still names its last runner; once that is gone, nobody is asked any more."""
+    api, _ = replicas
+    agent = await api.made(pool=pool)
+    runner = await Runner.made(api, pool)
+    await idle(agent, (await runner.claim())[0])
+    hibernate = await asked(agent, "hibernate")
+    assert await got(runner) == [hibernate]
+    await said(api, hibernate, "complete")
+    await runner.call("DELETE")
+    await asked(agent, "hibernate")
+    await asked(agent, "wake")
+    await until(lambda: agent.call("GET"), lambda shown: not shown["dormant"])
+    other = await Runner.made(api, pool)
+    await until(lambda: other.call("POST", "/claim", {"max": 1}), lambda told: bool(told["claims"]))
+
+
+async def test_terminate_that_was_taken_on_is_the_runners_to_finish(replicas: tuple[Api, Api], pool: str) -> None:
+    """Also when it has stopped the agent, or let it go, before it says so: its result is kept."""
+    api, _ = replicas
+    agent = await api.made(pool=pool)
+    runner = await Runner.made(api, pool)
+    await idle(agent, (await runner.claim())[0])
+    command = await asked(agent, "terminate")
+    await got(runner)
+    await said(api, command, "ack")
+    await runner.call("POST", "/release", {"agent": agent.id})
+    await asyncio.sleep(6)
+    assert (await status_of(api, command))["status"] == "acked"
+    done = await said(api, command, "complete", {"result": "cleaned"})
+    assert (done["result"], (await agent.read())["state"]) == ("cleaned", "stopped")
+
+
+async def test_hibernate_that_is_done_late_lets_a_woken_agent_be(replicas: tuple[Api, Api], pool: str) -> None:
+    """What was asked last holds, whichever the runner does first."""
+    api, _ = replicas
+    agent = await api.made(pool=pool)
+    runner = await Runner.made(api, pool)
+    await idle(agent, (await runner.claim())[0])
+    hibernate, wake = await asked(agent, "hibernate"), await asked(agent, "wake")
+    assert await got(runner) == [hibernate, wake]
+    for command in (wake, hibernate):
+        await said(api, command, "complete")
+    assert (await agent.read())["dormant"] is False
