@@ -28,6 +28,7 @@ from models.agent import AgentRecord
 from models.assignment import CLAIMED_AS_IS, ClaimTerms, claim, claimed, orphan
 from models.change import Change, Stamp
 from models.command import CommandRecord
+from models.commit import Guard
 from models.errors import Conflict, HoldfastError, NotFound, Unavailable
 from models.execution import State
 from models.runner import PoolRecord, RunnerRecord, RunnerState
@@ -181,17 +182,21 @@ class Runners:
         Raises NotFound; Conflict when another drives the agent, or none is there to take it.
         """
         runner = await self._roster.get(scope, name)
+        refused = _refusal(scope, runner)
         takers = await self._takers(runner) if hand_off else []
         closing = self._clock.new_id()
 
         def move(record: AgentRecord, at: Stamp) -> Change:
-            require_own(scope, runner)
+            if refused is not None:
+                raise refused
             if (record.runner, record.incarnation) != (runner.name, runner.incarnation):
                 raise Conflict(f"The runner '{runner.name}' does not drive the agent.", runner=record.runner)
             taker = _taker(record, takers, hand_off) if hand_off else None
             return orphan(record, f"its runner '{runner.name}' released it", at, closing, offered_to=taker)
 
         guard = terms.guard_of(scope) if scope.runner is None else terms.guard  # a token tells its incarnation
+        if refused is not None:  # a repeat is answered as at first; else that it is refused comes before all terms
+            guard = Guard()
         done = await self._store.commit(scope, agent, move, guard=guard, once=terms.once)
         if done.changed:
             with suppress(Unavailable):  # it was released; the commands are looked after
@@ -464,6 +469,15 @@ def _taker(record: AgentRecord, takers: Sequence[RunnerRecord], hand_off: str | 
             return one.name
     who = "No other runner" if hand_off is True else f"No live runner '{hand_off}'"
     raise Conflict(f"{who} of the pool '{record.pool}' fits and has room: release the agent, or keep it.")
+
+
+def _refusal(scope: Scope, runner: RunnerRecord) -> HoldfastError | None:
+    """What keeps the caller from speaking for the runner, if anything does."""
+    try:
+        require_own(scope, runner)
+    except HoldfastError as error:
+        return error
+    return None
 
 
 class _Pools:

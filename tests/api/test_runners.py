@@ -331,7 +331,7 @@ async def test_runner_that_is_gone_leaves_each_agent_in_a_defined_place(
     else:
         await Runner.made(other, pool, 10, id=runner.id)
     await until(lambda: api.call("GET", "/v1/agents", runner=runner.id), lambda told: not told["items"])
-    found = {name: await agent.read() for name, agent in agents.items()}
+    found = {name: await agent.read(headers={"Cache-Control": "no-cache"}) for name, agent in agents.items()}
     assert {name: shown["state"] for name, shown in found.items()} == {
         "starting": "failed",
         "idle": "idle",
@@ -711,3 +711,16 @@ async def test_odd_name_of_a_pool_is_one_everywhere(api: Api) -> None:
     await api.call("PUT", "/v1/pools/ein%20%C2%A0%20Becken%20%25", decided)
     shown = (await api.call("GET", "/v1/pools")).json()["items"]
     assert "ein \u00a0 Becken %" in [one["pool"] for one in shown]
+
+
+async def test_release_of_a_runner_that_is_gone_is_fenced_out_whatever_its_terms(
+    replicas: tuple[Api, Api], pool: str
+) -> None:
+    """Not told that a prompt came meanwhile, which it would go on to drive."""
+    api, _ = replicas
+    agent = await api.made(pool=pool)
+    runner = await Runner.made(api, pool, id=f"gone-{pool[-8:]}")
+    (claim,) = await runner.claim()
+    await Runner.made(api, pool, id=runner.id)
+    headers = {**runner.token, "If-Match": f'"{claim["version"]}"'}
+    await runner.call("POST", "/release", {"agent": agent.id}, headers=headers, expect="fenced-out")
