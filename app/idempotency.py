@@ -61,23 +61,29 @@ class Idempotency:
             "expires_at": self._clock.now() + KEPT_FOR,
         }
 
-    async def reserve(self, once: Once, tenant: str, time: timedelta) -> None:
-        """Note for a time that the request is being answered. Raises DuplicateKeyError when that was noted before."""
+    async def reserve(self, once: Once, tenant: str, time: timedelta) -> str:
+        """Note for a time that the request is being answered; by what the note is ours.
+
+        Raises DuplicateKeyError when it was noted before.
+        """
         now = self._clock.now()
-        reserved = {"_id": once.id, "tenant": tenant, "digest": once.digest, "expires_at": now + time}
+        ours = self._clock.new_id()
+        reserved = {"_id": once.id, "tenant": tenant, "digest": once.digest, "expires_at": now + time, "ours": ours}
         # unscoped: the record's id is made from the tenant
         await self._mongo.idempotency.delete_one({"_id": once.id, "expires_at": {"$lte": now}})
         await self._mongo.idempotency.insert_one(reserved)
+        return ours
 
-    async def complete(self, record: dict[str, Any]) -> None:
-        """Write the record of an answer over its reservation."""
+    async def complete(self, record: dict[str, Any], ours: str) -> None:
+        """Write the record of an answer over its reservation, if that is still ours."""
+        noted = {"_id": record["_id"], "ours": ours}
         # unscoped: the record's id is made from the tenant
-        await self._mongo.idempotency.update_one({"_id": record["_id"]}, {"$set": record}, upsert=True)
+        await self._mongo.idempotency.update_one(noted, {"$set": record, "$unset": {"ours": ""}})
 
-    async def cancel(self, once: Once) -> None:
-        """Let the request be carried out by the next who sends it."""
+    async def cancel(self, once: Once, ours: str) -> None:
+        """Let the request be carried out by the next who sends it, if the reservation is still ours."""
         # unscoped: the record's id is made from the tenant
-        await self._mongo.idempotency.delete_one({"_id": once.id, "body": {"$exists": False}})
+        await self._mongo.idempotency.delete_one({"_id": once.id, "ours": ours})
 
     async def remember(self, record: dict[str, Any], session: AsyncClientSession) -> None:
         """Write a record in the transaction of what it is about. Of two with the same id at most one commits."""

@@ -1,8 +1,8 @@
 """Keyed answers of requests that write no agent: kept for a day, sealed, for they may hold a secret.
 
-The record is reserved before and completed after the fact, not with it: where a replica dies between, the repeated
-request is carried out once more, when the reservation is over. So this is for what may be done again, such as a
-registration.
+The record is reserved before and completed after the fact, not with it: where a replica dies between, or takes longer
+than the reservation lasts, the repeated request is carried out once more. So this is for what may be done again, such
+as a registration.
 """
 
 from __future__ import annotations
@@ -38,30 +38,28 @@ class KeyedAnswers:
 
         Raises Conflict while it is made elsewhere.
         """
-        known = await self._reserved(once, tenant)
-        if known is not None:
-            return known
+        ours = await self._reserved(once, tenant)
+        if isinstance(ours, Reply):
+            return ours
         try:
             made = await once.encode(await make())
             sealed = Reply(made.status, bytes(self._vault.seal(made.body.decode(), once.id)), made.headers)
             record = await self._idempotency.record(once, tenant, sealed)
         except BaseException:
             with suppress(Unavailable), unavailable_when_failing(self._seconds):
-                await self._idempotency.cancel(once)
+                await self._idempotency.cancel(once, ours)
             raise
         with unavailable_when_failing(self._seconds):
-            await self._idempotency.complete(record)
+            await self._idempotency.complete(record, ours)
         return made
 
-    async def _reserved(self, once: Once, tenant: str) -> Reply | None:
-        """None: the request is ours to carry out; else what was answered to it."""
+    async def _reserved(self, once: Once, tenant: str) -> Reply | str:
+        """What was answered to the request; or it is ours to carry out, and this is what says so."""
         with unavailable_when_failing(self._seconds):
             try:
-                await self._idempotency.reserve(once, tenant, _RESERVED_FOR)
+                return await self._idempotency.reserve(once, tenant, _RESERVED_FOR)
             except DuplicateKeyError:
                 found = await self._idempotency.replay(once, tenant)
                 if found is None:
                     raise still_running() from None
-            else:
-                return None
         return Reply(found.status, self._vault.open(found.body, once.id).encode(), found.headers)

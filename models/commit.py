@@ -43,7 +43,8 @@ class Reply:
 
 
 class IdempotencyRecordFields(BaseModel):
-    """The answer that a keyed request got, kept for a day. `_id` is the digest of tenant, owner, method, path, key.
+    """The answer that a keyed request got, kept for a day. `_id` is the digest of tenant, owner, method, path, key; and
+    of the caller, where the answer may hold a secret of the caller's.
 
     One without an answer is a reservation: the request is being carried out.
     """
