@@ -1,6 +1,6 @@
 """Turns: a user's step and the agent's steps that answer it, with the states that go along, each move in one change.
 
-While a turn is open the agent remembers it (`{id, last, steps, calls, begun_at}`): its newest step, how many answered,
+While a turn is open the agent remembers it (`{id, last, steps, calls, begun_at}`): its newest step, how many followed,
 and which tool calls have no result yet. An agent that was made busy by a bare transition has a turn without an id: the
 one that HEAD is in. When a turn is over, how it ended is bound to its last step, which reads `end` from then on. One
 that nobody goes on with is *broken off*: its acknowledged steps stay, and one more step says so and answers every tool
@@ -88,7 +88,7 @@ def append(
     advance_head: bool = True,
     inline: int = INLINE_BYTES,
 ) -> Change:
-    """Append steps as `tree.append` does; at HEAD they belong to the open turn, and the last that it may have ends it.
+    """Append steps as `tree.append` does; at HEAD those that name no other turn are of the open one, which may end so.
 
     Raises Conflict for a step of a turn that was ended so. The last one itself, sent again, is answered as at first.
     """
@@ -102,11 +102,13 @@ def append(
     turn = record.turn
     if turn is None or not advance_head:
         return appended
-    own: Sequence[Step] = appended.answer.steps
+    own = [step for step in appended.answer.steps if turn["id"] in (None, step["turn_id"])]
+    if not own:
+        return appended
     count = turn["steps"] + len(own)
     if count >= most_steps(record.settings):
         ended = _ended(appended, own[-1]["id"], MAX_STEPS, stamp)
-        shown = _ending_with(own[-1]["id"], own)
+        shown = _ending_with(own[-1]["id"], appended.answer.steps)
         return replace(ended, answer=replace(appended.answer, steps=shown, turn_ended=MAX_STEPS))
     calls = _open_calls(turn["calls"], own)
     put = {"turn.last": own[-1]["id"], "turn.steps": count, **({} if calls == turn["calls"] else {"turn.calls": calls})}
