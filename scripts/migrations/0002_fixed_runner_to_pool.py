@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from models.ids import POOL_PATTERN
+
 
 def wanted() -> dict[str, Any]:
-    """Agents that name a fixed runner and are in no pool."""
-    return {"agent_id": {"$type": "string", "$ne": ""}, "pool": None}
+    """Agents that name a fixed runner, by a name that a pool may have, and are in no pool."""
+    return {"agent_id": {"$type": "string", "$regex": POOL_PATTERN}, "pool": None}
 
 
 def assigned(document: Mapping[str, Any]) -> dict[str, Any]:
