@@ -111,7 +111,7 @@ class Roster:
     def heard_since(self, pulse: Pulse, instant: float) -> bool:
         """Whether a heartbeat of the runner came here after a monotonic time, be it answered or not.
 
-        Only one of this incarnation's token or of the key that registered it: what others send is refused.
+        Only one of this incarnation's token or of the key that registered it counts.
         """
         senders = (pulse.incarnation, pulse.registered_by)
         return any(self._heard.get((pulse.runner, sender), float("-inf")) > instant for sender in senders)

@@ -249,8 +249,9 @@ QUERIES: dict[Route, list[str]] = {
     ],
     ("POST", "/v1/agents/{agent_id}/steps"): ["advance_head=x", "advance_head=", "advance_head=%ff", "advance_head=2"],
 }
-KEYED = {route for route in SAMPLES if route[0] == "POST" and route[1].startswith("/v1/agents")}
-"""Routes that take an Idempotency-Key: those that write an agent, or ask for something to be done with it."""
+UNKEYED = ("/claim", "/heartbeat", "/tickets")
+KEYED = {route for route in SAMPLES if route[0] == "POST" and not route[1].endswith(UNKEYED)}
+"""Routes that take an Idempotency-Key: all that write, but those that only say or ask something."""
 
 LEADS_ELSEWHERE = ("%2F",)
 """Legitimate: an encoded slash is a slash, so that this is the path of the list."""
