@@ -319,28 +319,27 @@ class Commands:
         record = await self._agent_of(command)
         driven = record is not None and await self._is_driven(record)
         before = [Action.TERMINATE.value, *([Action.HIBERNATE.value] if driven else [])]
-        of_the_agent = {"tenant": command.tenant, "agent": command.agent, "born": command.born}
         earlier = {"number": {"$lt": command.number}, "status": {"$in": _UNFINISHED}, "action": {"$in": before}}
-        with unavailable_when_failing(self._seconds):
-            # unscoped: by the tenant
-            if await self._mongo.commands.find_one({**of_the_agent, **earlier}, {"_id": 1}) is not None:
-                return False
+        if await self._has_sibling(command, earlier):
+            return False
         await self._commit(command, _waiting_for_a_runner)
         return True
 
     async def _is_in_hand(self, command: CommandRecord) -> bool:
         """Whether a present runner has taken the command on."""
-        if command.status is not CommandStatus.ACKED or command.runner is None:
-            return False
-        key = f"{command.tenant}:{command.runner}"
-        return (await self._roster.incarnations([key])).get(key) == command.incarnation
+        taken = command.status is CommandStatus.ACKED
+        return taken and await self._is_present(command.tenant, command.runner, command.incarnation)
 
     async def _is_driven(self, record: AgentRecord) -> bool:
         """Whether a present runner drives the agent."""
-        if record.runner is None:
+        return await self._is_present(record.tenant, record.runner, record.incarnation)
+
+    async def _is_present(self, tenant: str, runner: str | None, incarnation: int | None) -> bool:
+        """Whether there is a runner, and it is present in this incarnation."""
+        if runner is None:
             return False
-        key = f"{record.tenant}:{record.runner}"
-        return (await self._roster.incarnations([key])).get(key) == record.incarnation
+        key = f"{tenant}:{runner}"
+        return (await self._roster.incarnations([key])).get(key) == incarnation
 
     async def _done_to_agent(self, command: CommandRecord) -> None:
         if command.action is Action.TERMINATE:
@@ -354,12 +353,16 @@ class Commands:
 
     async def _is_woken_later(self, command: CommandRecord) -> bool:
         """Whether the agent was asked to be awake after this command."""
-        of_the_agent = {"tenant": command.tenant, "agent": command.agent, "born": command.born}
         failed = CommandStatus.FAILED.value
         later = {"number": {"$gt": command.number}, "action": {"$in": _AWAKE}, "status": {"$ne": failed}}
+        return await self._has_sibling(command, later)
+
+    async def _has_sibling(self, command: CommandRecord, query: Mapping[str, Any]) -> bool:
+        """Whether the same agent has another command that the query finds."""
+        of_the_agent = {"tenant": command.tenant, "agent": command.agent, "born": command.born}
         with unavailable_when_failing(self._seconds):
             # unscoped: by the tenant
-            return await self._mongo.commands.find_one({**of_the_agent, **later}, {"_id": 1}) is not None
+            return await self._mongo.commands.find_one({**of_the_agent, **query}, {"_id": 1}) is not None
 
     async def _stop(self, command: CommandRecord) -> None:
         closing = self._clock.new_id()
