@@ -440,3 +440,20 @@ async def test_hibernate_that_is_done_late_lets_a_woken_agent_be(replicas: tuple
     for command in (wake, hibernate):
         await said(api, command, "complete")
     assert (await agent.read())["dormant"] is False
+
+
+async def test_start_does_not_wait_for_what_was_asked_of_an_earlier_agent(replicas: tuple[Api, Api], pool: str) -> None:
+    """One that was made under its id is another."""
+    api, _ = replicas
+    agent = await api.made(pool=pool)
+    runner = await Runner.made(api, pool)
+    claim = await idle(agent, (await runner.claim())[0])
+    await agent.call("PUT", "/resource", {"resource_id": "pod"}, headers=claim)
+    await runner.call("DELETE")
+    terminate = await asked(agent, "terminate")
+    await agent.call("DELETE")
+    await api.made(id=agent.id, pool=pool)
+    await agent.call("POST", "/transitions", {"to": "stopped", "trigger": "user_terminated"})
+    assert (await status_of(api, terminate))["status"] == "pending"
+    await asked(agent, "start")
+    assert (await agent.read())["state"] == "starting"
