@@ -3,8 +3,9 @@
 FROM python:3.13-slim AS build
 RUN python -m venv /opt/holdfast
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
-COPY requirements-image.lock /src/
-RUN /opt/holdfast/bin/pip install --require-hashes --requirement /src/requirements-image.lock
+COPY requirements-image.lock requirements-embedder.lock /src/
+RUN /opt/holdfast/bin/pip install --require-hashes --requirement /src/requirements-image.lock \
+  && /opt/holdfast/bin/pip install --require-hashes --no-deps --requirement /src/requirements-embedder.lock
 COPY . /src
 RUN /opt/holdfast/bin/pip install --no-deps /src
 # The migrations lie beside the packages, as they do in a checkout.

@@ -43,11 +43,14 @@ demo: $(STAMP) ## show the main job in one terminal; FILE=… imports your own t
 demo-fleet: $(STAMP) ## show runners, replicas and the database being killed and paused, and nothing lost
 	@$(PY) -m scripts.demo_fleet
 
+drill: $(STAMP) ## back up under load, lose the database, restore, and prove that nothing differs; ARGS="--agents 100"
+	@$(PY) -m scripts.drill $(ARGS)
+
 lock: $(STAMP) ## lock the versions anew
 	@scripts/lock
 
-$(STAMP): pyproject.toml requirements.lock scripts/make-venv
+$(STAMP): pyproject.toml requirements.lock requirements-embedder.lock scripts/make-venv
 	@UV_VERSION=$(UV_VERSION) scripts/make-venv .venv
 	@touch $@
 
-.PHONY: help venv serve test test-long check bench demo demo-fleet lock
+.PHONY: help venv serve test test-long check bench demo demo-fleet drill lock
