@@ -18,9 +18,9 @@ from pymongo import UpdateOne
 from pymongo.errors import OperationFailure
 
 from app.clock import Clock
-from app.mongo import Mongo, unavailable_when_failing
+from app.mongo import Collection, Mongo, unavailable_when_failing
 from models.agent import AgentRecord
-from models.entry import GAP, Entry, position, time_of
+from models.entry import GAP, Entry, entry_of_act, entry_of_episode, position, time_of
 from models.errors import FeedGap, InvalidRequest
 from models.event import Time
 from models.news import snapshot_of
@@ -33,6 +33,8 @@ _AFTER_ALL = "~"
 _LOOKED_AT = 20_000
 _STOCK_BATCH = 200
 _STOCK_SECONDS = 30.0
+_STOCK_OF_ACTS = ("tenant", "owner", "by", "at", "kind", "what")
+_STOCK_OF_EPISODES = ("tenant", "owner", "by", "agent_id", "stored_at")
 _SNAPSHOT_TOO_OLD = 239
 _STOCK_FIELDS = ("tenant", "version", "owner", "pool", "state", "branch", "branches", "detached", "deleted_at", "last")
 _SWEPT_AT_ONCE = 1_000
@@ -92,6 +94,7 @@ class ChangeLog:
 
     async def write(self, entries: Sequence[Entry], complete_to: Time) -> None:
         """Write entries that are not there, then raise the mark; in this order, in one call."""
+        await self._place(entries)
         mark = UpdateOne({"_id": _MARK}, {"$max": {"complete_to": position(complete_to)}}, upsert=True)
         with pymongo.timeout(self._seconds):
             await self._mongo.changes.bulk_write([*map(_upsert, entries), mark], ordered=True)
@@ -107,11 +110,32 @@ class ChangeLog:
         async for batch in self._changed_since(since, now):
             with pymongo.timeout(self._seconds):
                 await self._mongo.changes.bulk_write([_upsert(self._gap(record, now)) for record in batch])
+        await self._tell_beside(since, now)
         raised = {"$setOnInsert" if mark is None else "$max": {"complete_to": position(now)}}
         with pymongo.timeout(self._seconds):
             # unscoped: the log's own mark
             await self._mongo.changes.update_one({"_id": _MARK}, raised, upsert=True)
         return now
+
+    async def begin_at(self, time: Time) -> bool:
+        """Let a log that has not begun yet begin at a cluster time; whether it did."""
+        begun = {"$setOnInsert": {"complete_to": position(time)}}
+        with pymongo.timeout(self._seconds):
+            # unscoped: the log's own mark
+            done = await self._mongo.changes.update_one({"_id": _MARK}, begun, upsert=True)
+        return done.upserted_id is not None
+
+    async def pass_over(self, since: Time) -> None:
+        """Raise the mark to now over a stretch in which nothing happened that is not in the log.
+
+        It begins where the mark was set by `begin_at`; a mark that was moved since is left to whoever moved it.
+        """
+        until = position(await self._mongo.now())
+        with pymongo.timeout(self._seconds):
+            # unscoped: the log's own mark
+            await self._mongo.changes.update_one(
+                {"_id": _MARK, "complete_to": position(since)}, {"$set": {"complete_to": until}}
+            )
 
     async def page(self, scope: Scope, query: LogQuery, *, after: str | None, limit: int) -> LogPage:
         """Up to `limit` entries after a position; when None, from the oldest kept on, leaving what is being removed.
@@ -121,12 +145,9 @@ class ChangeLog:
         Unavailable.
         """
         with unavailable_when_failing(self._seconds):
-            mark = await self._mark()
-            complete_to = (0, 0) if mark is None else time_of(mark["complete_to"])
-            if after is not None and time_of(after)[0] > complete_to[0] + _CLOCKS_APART.total_seconds():
-                raise InvalidRequest("The cursor lies in the future of this log: it is another log's.")
+            complete_to = await self._complete_to(after)
             begin = await self._kept_from(scope.tenant) if after is None else after
-            end = position(complete_to)[:16] + _AFTER_ALL
+            end = _end_of(complete_to)
             looked_to = None if query.kinds is None else await self._some_way_on(scope, begin, end)
             span = {"$gt": begin, "$lte": looked_to or end}
             wanted = scope.filter({**query.document(), "position": span})
@@ -135,6 +156,11 @@ class ChangeLog:
                 raise FeedGap("Entries after this cursor were removed by age: begin without one, at the oldest kept.")
         entries = [Entry.of(document) for document in found[:limit]]
         return LogPage(entries, entries[-1].position if len(found) > limit else looked_to, complete_to)
+
+    async def end_for(self, after: str) -> str:
+        """The place up to which a reader that was at another may read. Raises InvalidRequest for one in the future."""
+        with unavailable_when_failing(self._seconds):
+            return _end_of(await self._complete_to(after))
 
     async def sweep(self) -> int:
         """Remove the entries that are older than the log is kept; how many. Safe on all replicas at once.
@@ -151,6 +177,14 @@ class ChangeLog:
                 gone = await self._mongo.changes.delete_many({"_id": {"$in": [entry["_id"] for entry in batch]}})
             removed += gone.deleted_count
         return removed
+
+    async def _complete_to(self, after: str | None) -> Time:
+        """How far the log is complete, for a reader that goes on after a place. Raises InvalidRequest."""
+        mark = await self._mark()
+        complete_to = (0, 0) if mark is None else time_of(mark["complete_to"])
+        if after is not None and time_of(after)[0] > complete_to[0] + _CLOCKS_APART.total_seconds():
+            raise InvalidRequest("The cursor lies in the future of this log: it is another log's.")
+        return complete_to
 
     async def _oldest_before(self, place: str) -> list[dict[str, Any]]:
         with pymongo.timeout(self._seconds):
@@ -176,26 +210,48 @@ class ChangeLog:
             # unscoped: the log's own mark
             return await self._mongo.changes.find_one({"_id": _MARK})
 
+    async def _place(self, entries: Sequence[Entry]) -> None:
+        """Write their places into the episodes that entries tell of."""
+        episodes = [_placed(entry) for entry in entries if entry.episode is not None]
+        if episodes:
+            with pymongo.timeout(self._seconds):
+                await self._mongo.episodes.bulk_write(episodes, ordered=False)
+
+    async def _tell_beside(self, since: datetime | None, now: Time) -> None:
+        """Tell of the episodes and acts that the log did not know at a cluster time, as if they were of then."""
+        lately = {} if since is None else {"at": {"$gte": since}}
+        untold = (self._mongo.episodes, {"position": {"$exists": False}}, _STOCK_OF_EPISODES, entry_of_episode)
+        acts = (self._mongo.acts, lately, _STOCK_OF_ACTS, entry_of_act)
+        for collection, query, fields, entry_of in (untold, acts):
+            after = ""
+            while batch := await self._stock(collection, {**query, "_id": {"$gt": after}}, fields, now):
+                entries = [entry_of(document, now) for document in batch]
+                await self._place(entries)
+                with pymongo.timeout(self._seconds):
+                    await self._mongo.changes.bulk_write([*map(_upsert, entries)], ordered=False)
+                after = batch[-1]["_id"]
+
     async def _changed_since(self, instant: datetime | None, at: Time) -> AsyncIterator[list[AgentRecord]]:
         """Every agent that was changed since then (all of them when None), as it was at a cluster time, in batches."""
         after = ""
-        while batch := await self._stock(after, at):
+        while batch := await self._stock(self._mongo.agents, {"_id": {"$gt": after}}, _STOCK_FIELDS, at):
             records = [AgentRecord.of(document) for document in batch]
             lately = [record for record in records if instant is None or (record.updated_at or instant) >= instant]
             if lately:
                 yield lately
             after = batch[-1]["_id"]
 
-    async def _stock(self, after: str, at: Time) -> list[dict[str, Any]]:
-        """The next agents as they were then, or, where that is too long ago for the database to tell, as they are."""
-        query = {"_id": {"$gt": after}}
+    async def _stock(
+        self, collection: Collection, query: Mapping[str, Any], fields: Sequence[str], at: Time
+    ) -> list[dict[str, Any]]:
+        """The next documents as they were then; where that is too long ago for the database to tell, as they are."""
         with pymongo.timeout(_STOCK_SECONDS):
             try:
-                return await self._mongo.agents_as_of(at, query, _STOCK_FIELDS, limit=_STOCK_BATCH)
+                return await self._mongo.as_of(at, collection, query, fields, limit=_STOCK_BATCH)
             except OperationFailure as error:
                 if error.code != _SNAPSHOT_TOO_OLD:
                     raise
-                return await self._mongo.agents_as_of(None, query, _STOCK_FIELDS, limit=_STOCK_BATCH)
+                return await self._mongo.as_of(None, collection, query, fields, limit=_STOCK_BATCH)
 
     def _gap(self, record: AgentRecord, now: Time) -> Entry:
         return Entry(
@@ -212,8 +268,28 @@ class ChangeLog:
         )
 
 
+def up_to(time: Time) -> dict[str, Any]:
+    """A query of the log's entries up to a cluster time, and of what was removed by age; not of the mark."""
+    return {"$or": [{"position": {"$lte": _end_of(time)}}, {"kept_from": {"$exists": True}}]}
+
+
+def placed_up_to(time: Time) -> dict[str, Any]:
+    """A query of the episodes whose place in the log is not after a cluster time."""
+    return {"position": {"$lte": _end_of(time)}}
+
+
+def _end_of(complete_to: Time) -> str:
+    return position(complete_to)[:16] + _AFTER_ALL
+
+
 def _upsert(entry: Entry) -> UpdateOne:
     return UpdateOne({"_id": entry.id}, {"$setOnInsert": entry.document()}, upsert=True)
+
+
+def _placed(entry: Entry) -> UpdateOne:
+    """The episode's place in the log, written into the episode."""
+    unplaced = {"_id": f"{entry.tenant}:{entry.episode}", "position": {"$exists": False}}
+    return UpdateOne(unplaced, {"$set": {"position": entry.position}})
 
 
 def _kept_after(tenant: str, place: str) -> UpdateOne:

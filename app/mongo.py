@@ -38,14 +38,17 @@ from pymongo.errors import (
 from pymongo.read_concern import ReadConcern
 from pymongo.uri_parser import parse_uri
 
+from models.act import Act
 from models.agent import Agent
 from models.beat import Beat
 from models.blob import Blob
 from models.command import Command
 from models.commit import IdempotencyRecord
 from models.entry import LogEntry
+from models.episode import Episode
 from models.errors import InvalidRequest, TooLarge, Unavailable
 from models.event import Time
+from models.retention import Retention
 from models.runner import Pool, Runner
 from models.segment import StoredSegment
 from models.tenant import Key, Ticket
@@ -64,9 +67,12 @@ _DOCUMENTS: dict[str, type[Document]] = {
     document.Settings.name: document
     for document in (
         *(Agent, StoredSegment, Blob, Key, Ticket, IdempotencyRecord, LogEntry, Beat),
-        *(Runner, Pool, Command),
+        *(Runner, Pool, Command, Episode, Retention, Act),
     )
 }
+
+_SAID = [f"fullDocument.{name}" for name in ("input", "output", "critique", "metadata")]
+"""What an episode says at length, and no other document that is watched."""
 
 _SERVER_SELECTION_MS = 2_000
 _AWAIT_MS = 1_000
@@ -161,6 +167,9 @@ class Mongo:
     runners: Collection
     pools: Collection
     commands: Collection
+    episodes: Collection
+    retention: Collection
+    acts: Collection
     service: Collection
 
     @classmethod
@@ -182,6 +191,9 @@ class Mongo:
             runners=_collection(database, Runner.Settings.name),
             pools=_collection(database, Pool.Settings.name),
             commands=_collection(database, Command.Settings.name),
+            episodes=_collection(database, Episode.Settings.name),
+            retention=_collection(database, Retention.Settings.name),
+            acts=_collection(database, Act.Settings.name),
             service=_collection(database, "service"),
         )
 
@@ -219,14 +231,20 @@ class Mongo:
             await asyncio.sleep(_CLOCK_PAUSE)
         raise AutoReconnect("The server does not tell its cluster time.")
 
-    async def agents_as_of(
-        self, time: Time | None, query: Mapping[str, Any], fields: Sequence[str], *, limit: int
+    async def as_of(
+        self,
+        time: Time | None,
+        collection: Collection,
+        query: Mapping[str, Any],
+        fields: Sequence[str],
+        *,
+        limit: int,
     ) -> list[dict[str, Any]]:
-        """Agents in the order of their ids, as they were at a cluster time some minutes ago at most; now when None."""
+        """Documents in the order of their ids, as they were at a cluster time some minutes ago at most; None: now."""
         then = {"level": "majority"} if time is None else {"level": "snapshot", "atClusterTime": Timestamp(*time)}
         reply = await self.database.command(
             "find",
-            self.agents.name,
+            collection.name,
             filter=query,
             projection=dict.fromkeys(fields, 1),
             sort={"_id": 1},
@@ -242,20 +260,28 @@ class Mongo:
     async def watch(
         self, beats_of: str, *, after: Mapping[str, Any] | None = None, since: Time | None = None
     ) -> AsyncChangeStream[RawBSONDocument]:
-        """The change stream of agents, of new commands and of one replica's heartbeats: from a token, a time, or now.
+        """The change stream of agents, commands, episodes, acts, a replica's heartbeats: from a token, a time, or now.
 
-        Plain events, without a look-up. Raises PyMongoError.
+        Plain events, without a look-up, and of episodes without what is said in them. Raises PyMongoError.
         """
         agents = {"ns.coll": self.agents.name}
         commands = {"ns.coll": self.commands.name, "operationType": "insert"}
+        acts = {"ns.coll": self.acts.name, "operationType": "insert"}
+        episodes = {"ns.coll": self.episodes.name, "operationType": {"$in": ["insert", "delete"]}}
         beats = {"ns.coll": self.beats.name, "documentKey._id": beats_of}
         database = self.database.with_options(codec_options=_RAW, read_concern=_MAJORITY)
         return await database.watch(
-            [{"$match": {"$or": [agents, beats, commands]}}],
+            [{"$match": {"$or": [agents, beats, commands, episodes, acts]}}, {"$unset": _SAID}],
             resume_after=after,
             start_at_operation_time=None if since is None else Timestamp(*since),
             max_await_time_ms=_AWAIT_MS,
         )
+
+    async def clock(self) -> datetime:
+        """What the server's clock says. Raises PyMongoError."""
+        hello = await self.client.admin.command("hello")
+        told: datetime = hello["localTime"]
+        return told if told.tzinfo else told.replace(tzinfo=UTC)
 
     async def ping(self, seconds: float) -> bool:
         """Whether a writable primary answers within the time."""

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from app.mongo import Mongo
+from models.act import ERASED
 from models.agreement import Written, differences, remark
 from models.entry import Entry, position, time_of
 from models.errors import NotFound
@@ -67,7 +68,8 @@ class Walk:
             # unscoped: of one tenant, for whoever runs the service
             keys |= {document["_id"] async for document in self._mongo.agents.find({"tenant": one}, {"_id": 1})}
             # unscoped: as above
-            keys |= {agent_key(one, agent) for agent in await self._mongo.changes.distinct("agent", {"tenant": one})}
+            named = await self._mongo.changes.distinct("agent", {"tenant": one})
+            keys |= {agent_key(one, agent) for agent in named if agent}
         return sorted(keys)
 
     async def judge(self, key: str) -> Verdict:
@@ -123,7 +125,14 @@ class Walk:
         steps = {step["id"]: step.get("version", 0) for step in found["steps"]}
         steps |= await self._sealed_steps(found.get("sealed", {}))
         deleted = found.get("deleted_at") is not None
-        return Written(key, found["version"], found.get("last", {}), steps, found.get("created_at"), deleted)
+        erased = await self._was_erased(key)
+        return Written(key, found["version"], found.get("last", {}), steps, found.get("created_at"), deleted, erased)
+
+    async def _was_erased(self, key: str) -> bool:
+        tenant, _, agent = key.partition(":")
+        # unscoped: of one tenant's agent
+        told = await self._mongo.changes.find_one({"tenant": tenant, "kinds": ERASED, "what.agent": agent}, {"_id": 1})
+        return told is not None
 
     async def _sealed_steps(self, sealed: Mapping[str, Any]) -> dict[str, int]:
         """The versions of the steps that an agent sees in its segments."""
@@ -138,7 +147,8 @@ class Walk:
     async def _entries(self, key: str) -> list[dict[str, Any]]:
         tenant, _, agent = key.partition(":")
         # unscoped: of one tenant's agent
-        return await self._mongo.changes.find({"tenant": tenant, "agent": agent}).sort("position", 1).to_list()
+        found = self._mongo.changes.find({"tenant": tenant, "agent": agent, "episode": None})
+        return await found.sort("position", 1).to_list()
 
     async def _tenants(self) -> set[str]:
         # unscoped: of all tenants, for whoever runs the service

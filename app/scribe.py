@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from pymongo.errors import PyMongoError
 
@@ -13,8 +14,8 @@ from app.changelog import ChangeLog
 from app.clock import Clock
 from app.tasks import end
 from app.telemetry import get_logger
-from models.entry import Entry
-from models.event import Event, Time
+from models.entry import Entry, time_of
+from models.event import Time
 
 _BATCH = 500
 _BACKLOG = 10_000
@@ -22,7 +23,21 @@ _REMEMBERED = 20_000
 _IDLE_SECONDS = 5.0
 _SWEEP_SECONDS = 3_600.0
 _CAUGHT_UP_SECONDS = 2.0
+_HURRY_SECONDS = 0.05
 _log = get_logger(__name__)
+
+
+class _Told(NamedTuple):
+    """What one event of the stream told."""
+
+    entries: Sequence[Entry]
+    time: Time
+    shared: bool
+
+
+def _just_before(time: Time) -> Time:
+    seconds, number = time
+    return (seconds, number - 1) if number else (seconds - 1, 2**32 - 1)
 
 
 class Scribe:
@@ -31,7 +46,8 @@ class Scribe:
     def __init__(self, changes: ChangeLog, clock: Clock) -> None:
         self._changes = changes
         self._clock = clock
-        self._waiting: deque[tuple[Sequence[Entry], Time]] = deque()
+        self._waiting: deque[_Told] = deque()
+        self._unmarked: list[Entry] = []
         self._entries = 0
         self._reached: Time = (0, 0)
         self._marked: Time = (0, 0)
@@ -73,20 +89,22 @@ class Scribe:
         except PyMongoError as error:
             _log.warning("entries left for other replicas", entries=self._entries, error=type(error).__name__)
 
-    def add(self, entries: Sequence[Entry], time: Time) -> None:
-        """Entries of the next event of the stream."""
-        self._waiting.append((entries, time))
+    def add(self, entries: Sequence[Entry], time: Time, *, shared: bool = False) -> None:
+        """Entries of the next event of the stream. `shared`: events of the same cluster time may follow."""
+        self._waiting.append(_Told(entries, time, shared))
         self._entries += len(entries)
         self._wake.set()
 
     def reached(self, time: Time) -> None:
         """The stream has brought everything up to a cluster time."""
         self._reached = time
+        if self._unmarked:
+            self._wake.set()
 
-    def wrote(self, event: Event) -> None:
-        """This replica's own write was acknowledged: its readers are to find it in the log."""
-        if self._written.get(event.key, 0) < event.version and len(self._own) < _REMEMBERED:
-            self._own.add((event.key, event.version))
+    def wrote(self, key: str, version: int = 0) -> None:
+        """This replica's own write was acknowledged: its readers are to find its entry in the log."""
+        if self._written.get(key, -1) < version and len(self._own) < _REMEMBERED:
+            self._own.add((key, version))
 
     def lost(self) -> None:
         """The stream will not bring everything that is waited for."""
@@ -105,6 +123,12 @@ class Scribe:
                 await self._moved.wait_for(lambda: self._own.isdisjoint(awaited))
         except TimeoutError:
             return
+
+    async def mark(self, time: Time) -> None:
+        """Wait until the log is marked complete up to a cluster time, as soon as the stream has brought that."""
+        while self._marked < time:
+            self._wake.set()
+            await asyncio.sleep(_HURRY_SECONDS)
 
     async def _work(self) -> None:
         backoff = Backoff(2.0)
@@ -134,13 +158,12 @@ class Scribe:
     async def _write(self) -> None:
         """Write a batch and raise the mark; what failed stays in front."""
         batch = [self._waiting[number] for number in range(min(len(self._waiting), _BATCH))]
-        all_of_it = len(batch) == len(self._waiting)
-        complete_to = max(self._reached, batch[-1][1] if batch else (0, 0)) if all_of_it else batch[-1][1]
+        complete_to = self._complete_to(batch)
         if complete_to <= self._marked and not batch:
             return
-        entries = [entry for group, _ in batch for entry in group]
+        entries = [entry for told in batch for entry in told.entries]
         await self._changes.write(entries, complete_to)
-        self._marked = complete_to
+        self._marked = max(self._marked, complete_to)
         for _ in batch:
             self._waiting.popleft()
         self._entries -= len(entries)
@@ -149,13 +172,30 @@ class Scribe:
         async with self._moved:
             self._moved.notify_all()
 
+    def _complete_to(self, batch: Sequence[_Told]) -> Time:
+        """Up to where the log has everything once the batch is written.
+
+        What several events share, such as an insertion of many documents has on some servers, is complete when a later
+        one came.
+        """
+        rest = len(self._waiting) - len(batch)
+        if not batch:
+            return self._reached
+        last = batch[-1]
+        goes_on = self._waiting[len(batch)].time == last.time if rest else last.shared and self._reached <= last.time
+        end = _just_before(last.time) if goes_on else last.time
+        return end if rest else max(end, self._reached)
+
     def _settle(self, entries: Sequence[Entry]) -> None:
-        """Remember what is written, also for an acknowledgement that comes only after it."""
-        for entry in entries:
-            key = f"{entry.tenant}:{entry.agent}"
-            self._own.discard((key, entry.version))
-            self._written[key] = entry.version
-            self._written.move_to_end(key)
+        """Remember what is written and marked, also for an acknowledgement that comes only after it."""
+        written = [*self._unmarked, *entries]
+        self._unmarked = [entry for entry in written if time_of(entry.position) > self._marked]
+        for entry in written:
+            if time_of(entry.position) > self._marked:
+                continue
+            self._own.discard((entry.key, entry.version))
+            self._written[entry.key] = entry.version
+            self._written.move_to_end(entry.key)
         while len(self._written) > _REMEMBERED:
             self._written.popitem(last=False)
 

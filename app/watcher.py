@@ -8,7 +8,7 @@ brings nothing for 3 s is closed and opened anew, and until then nothing is answ
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pymongo
@@ -23,12 +23,13 @@ from app.changelog import ChangeLog
 from app.clock import Clock
 from app.feed import Feed, Item, log_topic
 from app.mongo import Mongo, decoded
+from app.recall import Recall
 from app.scribe import Scribe
 from app.tasks import end
 from app.telemetry import Metrics, get_logger
 from app.tracing import Tracing
 from models.change import AGENT, CREATED, RUNNER, STATE
-from models.entry import Entry, entries_of, position
+from models.entry import Entry, entries_of, entry_of_act, entry_of_episode, position
 from models.event import Event, Time
 from models.news import news_of
 
@@ -64,6 +65,7 @@ class Watcher:
         feed: Feed,
         changes: ChangeLog,
         scribe: Scribe,
+        recall: Recall,
         bell: Bell,
         clock: Clock,
         metrics: Metrics,
@@ -74,6 +76,7 @@ class Watcher:
         self._feed = feed
         self._changes = changes
         self._scribe = scribe
+        self._recall = recall
         self._bell = bell
         self._clock = clock
         self._metrics = metrics
@@ -190,6 +193,7 @@ class Watcher:
         self._feed.gap()
         self._feed.position = None
         self._scribe.lost()
+        self._recall.lost()
         self._metrics.stream_lost.inc()
 
     def _tell(self, change: Mapping[str, Any], size: int) -> None:
@@ -202,6 +206,10 @@ class Watcher:
             self._hear_beat(change, time)
         elif change["ns"]["coll"] == self._mongo.commands.name:
             self._hear_command(change["fullDocument"])
+        elif change["ns"]["coll"] == self._mongo.episodes.name:
+            self._hear_episode(change, time)
+        elif change["ns"]["coll"] == self._mongo.acts.name:
+            self._log(entry_of_act(change["fullDocument"], time), time)
         else:
             self._hear_agent(change, time, size)
 
@@ -221,6 +229,18 @@ class Watcher:
         if command.get("pool") is not None:
             self._bell.ring(pool_topic(command["tenant"], command["pool"]))
 
+    def _hear_episode(self, change: Mapping[str, Any], time: Time) -> None:
+        if change["operationType"] == "delete":
+            self._recall.removed(change["documentKey"]["_id"])
+            return
+        self._recall.heard(change["fullDocument"])
+        self._log(entry_of_episode(change["fullDocument"], time), time)
+
+    def _log(self, entry: Entry, time: Time) -> None:
+        """Tell the log's readers of something that is no agent's commit, and have it written."""
+        self._tell_log([entry])
+        self._scribe.add([entry], time, shared=True)
+
     def _hear_agent(self, change: Mapping[str, Any], time: Time, size: int) -> None:
         event = _event(change, time)
         if event is None:
@@ -239,14 +259,17 @@ class Watcher:
         self._metrics.events.inc()
 
     def _tell_readers(self, event: Event, entries: list[Entry], size: int) -> None:
-        topic = log_topic(entries[0].tenant)
-        if self._feed.has(topic):
-            for entry in entries:
-                self._feed.tell(topic, Item(entry, _ENTRY_BYTES))
+        self._tell_log(entries)
         if self._feed.has(event.key):
             news = news_of(event)
             for one in news:
                 self._feed.tell(event.key, Item(one, size // len(news) + one.bytes_apart))
+
+    def _tell_log(self, entries: Sequence[Entry]) -> None:
+        topic = log_topic(entries[0].tenant)
+        if self._feed.has(topic):
+            for entry in entries:
+                self._feed.tell(topic, Item(entry, _ENTRY_BYTES))
         self._feed.position = max(self._feed.position or "", entries[-1].position)
 
     async def _beat(self) -> None:

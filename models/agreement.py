@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from itertools import chain, pairwise
 from typing import Any
 
-from models.change import CLEARED, CREATED, DELETED, STEP
+from models.change import CLEARED, CREATED, DELETED, RESTORED, STEP
 from models.entry import GAP, Entry, entries_of, position, time_of
 from models.event import Event
 
@@ -31,6 +31,8 @@ class Written:
     steps: Mapping[str, int]
     created_at: datetime | None = None
     deleted: bool = False
+    erased: bool = False
+    """Whether its log was removed once, but for its deletion."""
 
 
 def differences(agent: Written, entries: Sequence[Entry], kept_from: datetime | None) -> Iterator[str]:
@@ -75,6 +77,8 @@ def _beginning(agent: Written, entries: Sequence[Entry], kept_from: datetime | N
     """The log begins with version 1, with a gap, or with the oldest entry that its age left."""
     first = entries[0]
     if first.version == 1 or any(GAP in entry.kinds for entry in entries):
+        return
+    if agent.erased and DELETED in first.kinds:
         return
     young = kept_from is not None and agent.created_at is not None and agent.created_at > kept_from + CLOCKS_APART
     if kept_from is None or (young and not any(CREATED in entry.kinds for entry in entries)):
@@ -121,10 +125,16 @@ def _newest(agent: Written, entries: Sequence[Entry]) -> Iterator[str]:
 
 
 def _unnamed(agent: Written, entries: Sequence[Entry]) -> Iterator[str]:
-    """Each step of the document is named by the entry of its version, or came with the agent itself."""
+    """Each step of the document is named by the entry of its version, or came with the agent itself.
+
+    Steps that came back from a backup are of versions before that; which of the log's they are is not judged.
+    """
     logged = {entry.version: entry for entry in entries}
+    back = _newest_of(entries, frozenset({RESTORED}))
     anew = _newest_of(entries, _STARTS_ANEW)
     for step, version in agent.steps.items():
+        if version < back == anew:
+            continue
         entry = logged.get(version)
         if version < anew or version > agent.version:
             yield f"the document's step {step} is of version {version}, which it can't be"

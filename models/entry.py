@@ -1,4 +1,4 @@
-"""Entries of the change log: one for each version of each agent, made from change events.
+"""Entries of the change log: one for each version of each agent, each episode and each act, made from change events.
 
 An entry is the same whoever makes it, so every replica may write it again without harm.
 """
@@ -16,13 +16,19 @@ from pymongo import IndexModel
 from models.change import CREATED, RUNNER, STATE
 from models.event import Event, Time
 
+EPISODE = "episode"
+"""The kind of an entry that says that an episode was stored."""
+
 GAP = "gap"
 """The kind of an entry that stands for versions of which nothing is known but where they led."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One version of one agent: when, what kinds of change, by whom (key id or runner), which steps came with it."""
+    """One version of one agent: when, what kinds of change, by whom (key id or runner), which steps came with it.
+
+    Or one episode, or one act: what, when and by whom. Those have no agent and no version.
+    """
 
     tenant: str
     agent: str
@@ -41,11 +47,23 @@ class Entry:
     steps: tuple[str, ...] = ()
     snapshot: Mapping[str, Any] | None = None
     """Of a gap: where the agent stood then."""
+    episode: str | None = None
+    """Of kind `episode`: which one was stored."""
+    act: str | None = None
+    what: Mapping[str, Any] | None = None
+    """Of an act, whose kind is its own: its id, and what was done. An episode's says of which agent it is."""
+
+    @property
+    def key(self) -> str:
+        """What the entry is about: an agent, an episode or an act."""
+        if self.episode is not None:
+            return _key_of_episode(self.tenant, self.episode, self.at)
+        return f"{self.tenant}:{self.agent}" if self.act is None else f"{self.tenant}:!{self.act}"
 
     @property
     def id(self) -> str:
-        """`<tenant>:<agent>:<version>`, so that no version is in the log twice."""
-        return f"{self.tenant}:{self.agent}:{self.version}"
+        """`<key>:<version>`, so that nothing is in the log twice."""
+        return f"{self.key}:{self.version}"
 
     def document(self) -> dict[str, Any]:
         """As it is stored; what has no value is left out."""
@@ -98,6 +116,53 @@ def entries_of(event: Event) -> list[Entry]:
     ]
 
 
+def entry_key_of_episode(document: Mapping[str, Any]) -> str:
+    """What the entry of an episode is about: one that is stored anew under an id is another."""
+    tenant, _, name = document["_id"].partition(":")
+    return _key_of_episode(tenant, name, document["stored_at"])
+
+
+def _key_of_episode(tenant: str, name: str, stored_at: datetime) -> str:
+    return f"{tenant}:@{name}:{round(stored_at.timestamp() * 1000)}"
+
+
+def entry_key_of_act(key: str) -> str:
+    """The same of an act."""
+    tenant, _, name = key.partition(":")
+    return f"{tenant}:!{name}"
+
+
+def entry_of_episode(document: Mapping[str, Any], time: Time) -> Entry:
+    """The entry of a new episode, from its document."""
+    name = document["_id"].partition(":")[2]
+    agent = document.get("agent_id")
+    what = None if agent is None else {"agent": agent}
+    return _beside(document, name, time, at=document["stored_at"], kind=EPISODE, episode=name, what=what)
+
+
+def entry_of_act(document: Mapping[str, Any], time: Time) -> Entry:
+    """The entry of an act, from its document."""
+    name = document["_id"].partition(":")[2]
+    return _beside(
+        document, name, time, at=document["at"], kind=document["kind"], act=name, what=document.get("what", {})
+    )
+
+
+def _beside(document: Mapping[str, Any], name: str, time: Time, *, at: datetime, kind: str, **fields: Any) -> Entry:
+    """An entry of what is no agent's commit."""
+    return Entry(
+        tenant=document["tenant"],
+        agent="",
+        version=0,
+        position=position(time, 0, name),
+        at=at,
+        kinds=(kind,),
+        by=document["by"],
+        owner=document.get("owner"),
+        **fields,
+    )
+
+
 def each_version(event: Event) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Each version that the event led to, with what the envelope says of it alone."""
     last = event.envelope
@@ -131,9 +196,9 @@ class LogEntry(Document):
             *(
                 IndexModel(
                     [("tenant", 1), (field, 1), ("position", 1)],
-                    name=f"by_{field}",
+                    name=f"by_{name}",
                     partialFilterExpression={field: {"$exists": True}},
                 )
-                for field in ("owner", "pool")
+                for name, field in (("owner", "owner"), ("pool", "pool"), ("agent_of_act", "what.agent"))
             ),
         ]

@@ -53,7 +53,8 @@ def since_of(last_event_id: str | None) -> int | None:
     return int(last_event_id)
 
 
-def _after(cursor: str | None) -> str | None:
+def place_of(cursor: str | None) -> str | None:
+    """The place in the change log that a cursor names. Raises InvalidRequest."""
     if not cursor:
         return None
     if not _POSITION.match(cursor):
@@ -104,10 +105,10 @@ class FeedRoutes(Controller):
     ) -> Answer[shapes.ChangeList]:
         query = _query(agent, kinds, pool)
         if MEDIA_TYPE in (accept or "").lower():
-            after = _after(last_event_id) or _after(cursor)
+            after = place_of(last_event_id) or place_of(cursor)
             stream = await streams.of_log(caller, query, after=after, beat_seconds=HEARTBEAT_SECONDS)
             return EventStream(stream, entry_frame, _allowed(keyring, caller))
-        found = await streams.page_of_log(caller, query, after=_after(cursor), limit=limit)
+        found = await streams.page_of_log(caller, query, after=place_of(cursor), limit=limit)
         return page([shown_entry(entry) for entry in found.entries], found.onward)
 
     @post("/tickets", **TICKET, summary="Get a ticket for one feed, for a browser that can't send headers")

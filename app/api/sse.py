@@ -60,10 +60,12 @@ def shown_entry(entry: Entry) -> dict[str, Any]:
         "trace": entry.trace,
         "steps": list(entry.steps) or None,
         "snapshot": entry.snapshot,
+        "episode": entry.episode,
+        "what": entry.what,
     }
     return {
         "cursor": entry.position,
-        "agent": entry.agent,
+        "agent": entry.agent or None,
         "version": entry.version,
         "at": entry.at,
         "kinds": list(entry.kinds),

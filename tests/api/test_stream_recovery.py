@@ -11,11 +11,12 @@ import pytest
 from app import changelog
 from app.clock import SystemClock
 from app.config import Settings
-from app.runtime import Runtime, application_of
+from app.runtime import Runtime, application_of, running
 from app.scribe import Scribe
 from app.tasks import end
-from models.entry import entries_of
-from models.event import Event
+from models.entry import entries_of, entry_key_of_episode, entry_of_episode
+from models.event import Event, Time
+from models.tenant import ANONYMOUS
 from tests.api.driver import calling, lifespan
 from tests.harness import wait_until_async
 
@@ -23,8 +24,12 @@ from tests.harness import wait_until_async
 class Log:
     """Takes what a scribe writes."""
 
-    async def write(self, entries: object, complete_to: object) -> None:
+    def __init__(self) -> None:
+        self.complete_to: Time = (0, 0)
+
+    async def write(self, entries: object, complete_to: Time) -> None:
         """Written at once."""
+        self.complete_to = max(self.complete_to, complete_to)
 
 
 def event(version: int) -> Event:
@@ -39,10 +44,50 @@ async def test_late_acknowledgement_keeps_no_reader_of_the_log_waiting() -> None
     early = event(1)
     scribe.add(entries_of(early), early.time)
     await wait_until_async(lambda: scribe.written == 1, 5, "the entry to be written")
-    scribe.wrote(early)
+    scribe.wrote(early.key, early.version)
     async with asyncio.timeout(1):
         await scribe.caught_up()
     await scribe.stop()
+
+
+async def test_log_is_not_complete_in_the_middle_of_what_shares_a_time() -> None:
+    """A server may give one cluster time to many documents: until a later one came, others of it may follow."""
+    log = Log()
+    scribe = Scribe(log, SystemClock())  # type: ignore[arg-type]
+    scribe.start()
+    time = (7, 7)
+    for number in range(1, 701):
+        document = {"_id": f"t:e{number}", "tenant": "t", "by": "k", "stored_at": SystemClock().now()}
+        scribe.add([entry_of_episode(document, time)], time, shared=True)
+        if number % 350 == 0:
+            await wait_until_async(lambda: scribe.backlog == 0, 5, "the entries to be written")
+            assert log.complete_to < time
+    scribe.wrote(entry_key_of_episode(document))
+    caught_up = asyncio.create_task(scribe.caught_up())
+    await asyncio.sleep(0)
+    assert not caught_up.done()
+    scribe.reached((7, 8))
+    await caught_up
+    assert log.complete_to == (7, 8)
+    await scribe.stop()
+
+
+async def test_gap_tells_only_of_what_was_there_then(
+    new_database: Callable[[], str], mongo_uri: str, data: Path
+) -> None:
+    """What was stored later has its place later, wherever its own event is: a reader may be past the gap's time."""
+    settings = Settings(mongodb_database=new_database(), data=data, embedder="lexical")
+    async with running(settings, mongo_uri) as runtime:
+        await runtime.episodes.store(ANONYMOUS, [{"id": "early"}])
+        await runtime.scribe.caught_up()
+        await runtime.mongo.episodes.update_many({}, {"$unset": {"position": ""}})
+        then = await runtime.mongo.now()
+        late = {"_id": "default:late", "tenant": "default", "by": "k", "stored_at": SystemClock().now()}
+        await runtime.watcher.stop()
+        await runtime.mongo.episodes.insert_one(late)
+        await runtime.changes._tell_beside(None, then)
+        placed = {one["_id"]: "position" in one async for one in runtime.mongo.episodes.find({})}
+        assert placed == {"default:early": True, "default:late": False}
 
 
 async def test_replica_recovers_from_a_dropped_collection(

@@ -175,6 +175,8 @@ class ModelClock:
     def now(self) -> datetime:
         return _STAMP.now
 
+    latest = earliest = now
+
     def monotonic(self) -> float:
         return float(self.tick)
 
