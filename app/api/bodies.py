@@ -7,12 +7,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from app.api.paging import DEFAULT_LIMIT, MAX_LIMIT
 from models.command import Action
 from models.errors import InvalidRequest
 from models.execution import State, Trigger
 from models.ids import POOL_PATTERN
 from models.runner import RestartMode
-from models.step import ABSENT, Body, Id, Role, StepInput
+from models.step import ABSENT, MAX_COUNT, Body, Id, Instant, Role, StepInput
 
 Text = Annotated[str, Field(max_length=1024)]
 Term = Annotated[str, Field(min_length=1, max_length=256)]
@@ -94,6 +95,90 @@ def _step_or_batch(value: Any) -> str:
 StepsBody = Annotated[
     Annotated[StepInput, Tag("step")] | Annotated[StepBatch, Tag("batch")], Discriminator(_step_or_batch)
 ]
+
+
+MOST_EPISODES = 1_000
+MOST_FOUND = 200
+Vector = Annotated[list[int | float], Field(min_length=1, max_length=8_192)]
+Reward = Annotated[int | float, Field(ge=0, le=1)]
+
+
+class EpisodeBody(Body):
+    """What was learned from a task. Without an `embedding` the service makes one of the texts."""
+
+    id: Id = ABSENT
+    agent_id: Id | None = None
+    session_id: Term | None = None
+    step_id: Id | None = None
+    task: str = ""
+    input: Any = None
+    output: Any = None
+    reward: Reward | None = None
+    critique: str | None = None
+    tokens: Annotated[int, Field(ge=0, le=MAX_COUNT)] | None = None
+    latency_ms: Annotated[int | float, Field(ge=0)] | None = None
+    embedding: Vector | None = None
+    embedder: Annotated[Term | None, Field(description="What made the embedding; left out: the service's own.")] = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    created_at: Instant = ABSENT
+    expires_at: Instant | None = None
+
+
+class EpisodeBatch(Body):
+    """Episodes to store, each for itself: one that is wrong keeps no other from being stored."""
+
+    episodes: Annotated[list[Any], Field(min_length=1, max_length=MOST_EPISODES)]
+
+
+def _episode_or_batch(value: Any) -> str:
+    many = "episodes" in value if isinstance(value, dict) else isinstance(value, EpisodeBatch)
+    return "batch" if many else "episode"
+
+
+EpisodesBody = Annotated[
+    Annotated[EpisodeBody, Tag("episode")] | Annotated[EpisodeBatch, Tag("batch")], Discriminator(_episode_or_batch)
+]
+
+
+class SearchBody(Body):
+    """What to look for, by a text or by a vector, and among which episodes."""
+
+    text: Annotated[str, Field(min_length=1, max_length=100_000)] | None = None
+    vector: Vector | None = None
+    embedder: Term | None = None
+    k: Annotated[int, Field(ge=1, le=MOST_FOUND)] = 10
+    min_reward: Reward | None = None
+    agent: Id | None = None
+    session: Term | None = None
+    since: Instant | None = None
+    exclude_abandoned: bool = False
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> SearchBody:
+        if (self.text is None) == (self.vector is None):
+            raise InvalidRequest("Send either text or vector.")
+        return self
+
+
+class SyncBody(Body):
+    """Episodes to push, if there are any, and from where on to pull."""
+
+    cursor: str | None = None
+    limit: Annotated[int, Field(ge=1, le=MAX_LIMIT)] = DEFAULT_LIMIT
+    episodes: Annotated[list[Any], Field(max_length=MOST_EPISODES)] = Field(default_factory=list)
+
+
+class RetentionBody(Body):
+    """What is kept; null, or left out, takes a limit away."""
+
+    max_age_days: Annotated[int | float, Field(gt=0, le=36_500)] | None = None
+    min_reward: Reward | None = None
+
+
+class ApplyBody(Body):
+    """Whether to count what would be removed, and remove nothing."""
+
+    dry_run: bool = False
 
 
 class HeadBody(Body):

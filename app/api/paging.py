@@ -33,6 +33,10 @@ class _RunnersCursor(msgspec.Struct, forbid_unknown_fields=True):
     runner: str
 
 
+class _EpisodesCursor(msgspec.Struct, forbid_unknown_fields=True):
+    episode: str
+
+
 class _TransitionsCursor(msgspec.Struct, forbid_unknown_fields=True):
     before: int
 
@@ -66,6 +70,16 @@ def runners_cursor(runner: str) -> str:
 def runner_after(cursor: str) -> str:
     """The runner of a `runners_cursor`. Raises InvalidRequest."""
     return _unpacked(cursor, _RunnersCursor).runner
+
+
+def episodes_cursor(episode: str) -> str:
+    """The cursor that goes on after this episode."""
+    return _packed(_EpisodesCursor(episode))
+
+
+def episode_after(cursor: str) -> str:
+    """The episode of an `episodes_cursor`. Raises InvalidRequest."""
+    return _unpacked(cursor, _EpisodesCursor).episode
 
 
 def transitions_cursor(number: int) -> str:

@@ -71,6 +71,12 @@ def problem(
     )
 
 
+def error_of(error: HoldfastError) -> dict[str, Any]:
+    """What is wrong with one item of a batch."""
+    fields = {name: value for name, value in error.fields.items() if value is not None}
+    return {"status": STATUS[type(error)], "error": {**fields, "code": error.code, "detail": error.detail}}
+
+
 def of_domain(error: HoldfastError) -> ProblemResponse:
     """The answer for an error of the domain."""
     retry_after = error.fields.get("retry_after", getattr(error, "retry_after", None))

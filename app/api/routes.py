@@ -94,6 +94,20 @@ POLL = _kind(Right.RUNNER, changes=False)
 DECIDE = _kind(Right.ADMIN, changes=True)
 """Decides something for the tenant, or has it done."""
 
+REMEMBER = _also(
+    _kind(Right.WRITE, Right.RUNNER, changes=True),
+    207,
+    "Of each of a batch what came of it.",
+    shapes.StoredEpisodes,
+)
+"""Stores or removes what agents learned."""
+
+PUSH = _kind(Right.WRITE, Right.RUNNER, changes=True)
+"""Stores episodes, and shows others."""
+
+SEARCH = _kind(Right.READ, Right.RUNNER, changes=True)
+"""Asks by a body; changes nothing."""
+
 FEED = {
     **LIST,
     "opt": {**LIST["opt"], "ticket": True},

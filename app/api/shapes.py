@@ -177,10 +177,13 @@ class Results(Struct):
 
 
 class Change(Struct):
-    """An entry of the change log; one of kind `gap` stands for entries that were lost, with a snapshot."""
+    """An entry of the change log; one of kind `gap` stands for entries that were lost, with a snapshot.
+
+    Entries of episodes and acts, which are no agent's commits, have no agent and no version (0); `what` tells an act.
+    """
 
     cursor: str
-    agent: str
+    agent: str | None
     version: int
     at: str
     kinds: list[str]
@@ -192,11 +195,140 @@ class Change(Struct):
     trace: str | UnsetType = UNSET
     steps: list[str] | UnsetType = UNSET
     snapshot: Json | UnsetType = UNSET
+    episode: str | UnsetType = UNSET
+    what: Json | UnsetType = UNSET
 
 
 class ChangeList(Struct):
     items: list[Change]
     next_cursor: str | None
+
+
+class Episode(Struct):
+    """What an agent learned from a task; `embedder` made its embedding."""
+
+    id: str
+    agent_id: str | None
+    session_id: str | None
+    step_id: str | None
+    task: str
+    input: Any
+    output: Any
+    reward: float | None
+    success: bool | None
+    critique: str | None
+    tokens: int | None
+    latency_ms: float | None
+    embedding: list[float]
+    embedder: str
+    metadata: Json
+    created_at: str
+    expires_at: str | None
+
+
+class EpisodeList(Struct):
+    items: list[Episode]
+    next_cursor: str | None
+
+
+class ItemProblem(Struct):
+    """What is wrong with one item of a batch."""
+
+    code: str
+    detail: str
+
+
+class StoredEpisode(Struct):
+    """One of a batch: stored under an id, or refused."""
+
+    id: str | UnsetType = UNSET
+    status: int | UnsetType = UNSET
+    error: ItemProblem | UnsetType = UNSET
+
+
+class StoredEpisodes(Struct):
+    items: list[StoredEpisode]
+
+
+class Pulled(Struct):
+    """Episodes in the order of the change log, and where to go on."""
+
+    items: list[Episode]
+    cursor: str
+
+
+class Pushed(Struct):
+    """The same, and what came of each that was pushed."""
+
+    items: list[Episode]
+    cursor: str
+    pushed: list[StoredEpisode]
+
+
+class Retention(Struct):
+    """Which episodes are kept; null: all."""
+
+    max_age_days: float | None
+    min_reward: float | None
+
+
+class Retained(Struct):
+    """How many episodes were removed, or would be, by the reason."""
+
+    dry_run: bool
+    removed: int
+    counts: dict[str, int]
+
+
+class Erased(Struct):
+    """How many documents were removed, by collection."""
+
+    tenant: str
+    removed: dict[str, int]
+
+
+class PresentRunner(Struct):
+    id: str
+    pool: str
+    state: RunnerState
+    last_seen: str
+
+
+class PresentAgent(Struct):
+    """An ephemeral agent that lives."""
+
+    id: str
+    state: State
+    runner: str | None
+    expires_at: str | None
+    last_seen: str | None
+
+
+class Presence(Struct):
+    runners: list[PresentRunner]
+    agents: list[PresentAgent]
+
+
+class Stats(Struct):
+    """How much the tenant has: agents by state, their steps, runners by state, commands by status, episodes."""
+
+    agents: dict[str, int]
+    steps: int
+    runners: dict[str, int]
+    commands: dict[str, int]
+    episodes: int
+
+
+class Recollection(Struct):
+    score: float
+    episode: Episode
+
+
+class Recalled(Struct):
+    """The most similar episodes first; `embedder` made what was compared."""
+
+    items: list[Recollection]
+    embedder: str
 
 
 class Ticket(Struct):

@@ -65,10 +65,15 @@ def etag(version: int) -> str:
 class Api:
     """A caller of one replica. `expect` is a status or a problem's slug; left out, any 2xx."""
 
-    def __init__(self, http: httpx.AsyncClient, app: Any) -> None:
+    def __init__(self, http: httpx.AsyncClient, app: Any, headers: Mapping[str, str] | None = None) -> None:
         self.http = http
         self.app = app
         """The ASGI application behind it, for what httpx can't do."""
+        self._headers = headers or {}
+
+    def with_headers(self, headers: Mapping[str, str]) -> Api:
+        """The same, with headers that every request bears."""
+        return Api(self.http, self.app, headers)
 
     async def call(
         self,
@@ -83,7 +88,7 @@ class Api:
         given = {} if body is _NOTHING else {"Content-Type": "application/json"}
         content = None if body is _NOTHING else json.dumps(body).encode()
         answer = await self.http.request(
-            method, path, content=content, headers={**given, **(headers or {})}, params=params or None
+            method, path, content=content, headers={**given, **self._headers, **(headers or {})}, params=params or None
         )
         if isinstance(expect, str):
             assert problem_of(answer)["code"] == expect, answer.text
