@@ -13,6 +13,7 @@ from typing import Any
 
 from pymongo.errors import DuplicateKeyError, PyMongoError
 
+from app.acts import Acts
 from app.bell import Bell, pool_topic
 from app.clock import Clock
 from app.idempotency import Idempotency
@@ -22,6 +23,7 @@ from app.reads import Freshness, Reads
 from app.roster import Roster, require_own
 from app.store import Store
 from app.telemetry import get_logger
+from models.act import COMMAND
 from models.agent import AgentRecord
 from models.assignment import rest
 from models.change import Change, Stamp
@@ -60,6 +62,7 @@ class Commands:
     def __init__(
         self,
         mongo: Mongo,
+        acts: Acts,
         store: Store,
         reads: Reads,
         roster: Roster,
@@ -70,6 +73,7 @@ class Commands:
         kept: timedelta,
     ) -> None:
         self._mongo = mongo
+        self._acts = acts
         self._store = store
         self._reads = reads
         self._roster = roster
@@ -94,8 +98,10 @@ class Commands:
             replay = None if once is None else await self._replayed(once, scope)
             if replay is not None:
                 return replay
+            record.require_alive(self._clock.earliest())
             terms.guard_of(scope).check(record)
             command = await self._drawn_up(scope, record, spec)
+            await self._tell(scope, command, "given", action=command.action.value)
             if once is None or await self._inserted_once(command, once):
                 break
         if once is None:
@@ -146,11 +152,16 @@ class Commands:
         command = await self.get(scope, name)
         if command.status in _IN_HAND:
             await self._require_holder(scope, command)
+            await self._tell(scope, command, "completed")
             await self._done_to_agent(command)
         return await self._advance(scope, name, CommandStatus.COMPLETED, {"result": result, **self._finished()})
 
     async def fail(self, scope: Scope, name: str, error: str | None) -> CommandRecord:
         """The runner could not do it. Raises as `ack` does."""
+        command = await self.get(scope, name)
+        if command.status in _IN_HAND:
+            await self._require_holder(scope, command)
+            await self._tell(scope, command, "failed")
         return await self._advance(scope, name, CommandStatus.FAILED, {"error": error, **self._finished()})
 
     async def counts(self, scope: Scope) -> list[tuple[str | None, int, int]]:
@@ -239,8 +250,7 @@ class Commands:
             await self._mongo.commands.update_many(ends, unsent)
             # unscoped: as above
             await self._mongo.commands.update_many({**mine, "status": {"$in": _WAITING}}, _UNSENT)
-            # unscoped: as above
-            await self._mongo.commands.update_many({**mine, "status": CommandStatus.ACKED.value}, {"$set": lost})
+            await self._failed({**mine, "status": CommandStatus.ACKED.value}, lost)
         for found in terminates:
             await self._prepared(parsed(CommandRecord, {**found, "prepared": False}))
 
@@ -248,8 +258,27 @@ class Commands:
         late = {"status": {"$in": _UNFINISHED}, "deadline_at": {"$lte": self._clock.now()}}
         dead = {"status": CommandStatus.FAILED.value, "dead": True, "error": "Its deadline passed.", **self._finished()}
         with unavailable_when_failing(self._seconds):
-            # unscoped: deadlines are the same in every tenant
-            await self._mongo.commands.update_many(late, {"$set": dead})
+            await self._failed(late, dead)
+
+    async def _failed(self, query: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
+        """Let commands fail that nobody speaks for any more, and tell so; some at a time. Raises PyMongoError."""
+        told = {"tenant": 1, "owner": 1, "agent": 1}
+        # unscoped: of whichever tenants the query is
+        while found := await self._mongo.commands.find(query, told).limit(_BATCH).to_list():
+            for one in found:
+                what = {"command": one["_id"].partition(":")[2], "agent": one["agent"], "error": fields["error"]}
+                owner = one.get("owner")
+                await self._acts.tell_once(one["tenant"], COMMAND, one["_id"], owner=owner, did="failed", **what)
+            # unscoped: as above
+            await self._mongo.commands.update_many(
+                {**query, "_id": {"$in": [one["_id"] for one in found]}}, {"$set": fields}
+            )
+
+    async def _tell(self, scope: Scope, command: CommandRecord, did: str, **what: Any) -> None:
+        """Tell the log what is about to come of a command."""
+        what = {"did": did, "command": command.name, "agent": command.agent, **what}
+        with unavailable_when_failing(self._seconds):
+            await self._acts.tell_of(command.tenant, COMMAND, scope.by, owner=command.owner, **what)
 
     async def _drawn_up(self, scope: Scope, record: AgentRecord, spec: Mapping[str, Any]) -> CommandRecord:
         now = self._clock.now()
@@ -278,7 +307,7 @@ class Commands:
 
     async def _inserted_once(self, command: CommandRecord, once: Once) -> bool:
         """Whether the command was written together with its record; if not, the record of another try may be there."""
-        record = await self._idempotency.record(once, command.tenant, await once.encode(command))
+        record = await self._idempotency.record(once, command.tenant, await once.encode(command), command.agent)
         with unavailable_when_failing(self._seconds):
             async with self._mongo.client.start_session() as session:
                 try:
@@ -495,7 +524,9 @@ def _document(command: CommandRecord) -> dict[str, Any]:
 
 
 def _waiting_for_a_runner(record: AgentRecord, at: Stamp) -> Change:
-    """Let an agent that sleeps, or of a pool that is over, be claimed."""
+    """Let an agent that sleeps, or of a pool that is over, be claimed; one whose life is over stays so."""
+    if record.is_over(at.judged_at):
+        return record.unchanged()
     if record.state in OVER and record.pool is not None:
         fields = {"dormant": False, "failures": 0}
         return move(record, [Move(State.STARTING, Trigger.SPAWN, "asked for")], at, **fields)

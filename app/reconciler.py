@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
 
+from app.acts import Acts
 from app.clock import Clock
 from app.commands import Commands
 from app.config import Settings
@@ -21,6 +23,7 @@ from app.settling import Settling
 from app.sightings import LOOK_SECONDS, Sightings
 from app.tasks import end
 from app.telemetry import Metrics, get_logger
+from models.act import OPERATOR, RECONCILED
 from models.errors import Unavailable
 from models.execution import IN_TURN
 from models.settings import lease_seconds
@@ -54,6 +57,7 @@ class Reconciler:
     def __init__(
         self,
         mongo: Mongo,
+        acts: Acts,
         roster: Roster,
         orphans: Orphans,
         commands: Commands,
@@ -63,6 +67,7 @@ class Reconciler:
         clock: Clock,
     ) -> None:
         self._mongo = mongo
+        self._acts = acts
         self._roster = roster
         self._orphans = orphans
         self._commands = commands
@@ -103,8 +108,14 @@ class Reconciler:
         Raises Unavailable.
         """
         report = Report()
+        heard = set() if dry_run or scope is None else {scope.tenant}
+        await self._tell(heard, OPERATOR if scope is None else scope.by)
         async for examined, orphans in self._orphans.look_through(scope):
             report.examined += examined
+            if scope is None and not dry_run:
+                found = {one["_id"].partition(":")[0] for one, _ in orphans}
+                await self._tell(found - heard, OPERATOR)
+                heard |= found
             report.changed += (
                 [self._orphans.foreseen(*one) for one in orphans] if dry_run else await self._orphans.free_each(orphans)
             )
@@ -112,6 +123,12 @@ class Reconciler:
         if not dry_run:
             self._metrics.freed.inc(len(report.changed))
         return report
+
+    async def _tell(self, tenants: AbstractSet[str], by: str) -> None:
+        """Tell tenants' logs that their orphans are about to be freed because somebody asked for it."""
+        with unavailable_when_failing(self._seconds):
+            for tenant in tenants:
+                await self._acts.tell_of(tenant, RECONCILED, by, did="asked for")
 
     async def watch_runners(self) -> int:
         """Look once at every runner that is taken to live, and declare dead who was silent for too long; how many live.

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import DuplicateKeyError
 
+from app.acts import Acts
 from app.clock import Clock
 from app.mongo import Mongo, parsed, require_small, unavailable_when_failing
+from models.act import POOL, ROSTER
 from models.errors import Conflict, FencedOut, Forbidden, NotFound
 from models.ids import tenant_key
 from models.runner import PRESENT, PoolRecord, RunnerRecord, RunnerState
@@ -38,8 +40,9 @@ class Pulse(NamedTuple):
 class Roster:
     """Who there is to drive agents. What fails raises Unavailable."""
 
-    def __init__(self, mongo: Mongo, clock: Clock, *, seconds: float) -> None:
+    def __init__(self, mongo: Mongo, acts: Acts, clock: Clock, *, seconds: float) -> None:
         self._mongo = mongo
+        self._acts = acts
         self._clock = clock
         self._seconds = seconds
         self._heard: OrderedDict[tuple[str, int | str | None], float] = OrderedDict()
@@ -120,6 +123,7 @@ class Roster:
         """Let a runner drive what it has and claim nothing more. Raises as `own` does."""
         runner = await self.own(scope, name)
         with unavailable_when_failing(self._seconds):
+            await self._acts.tell(scope, ROSTER, did="drains", runner=runner.name, incarnation=runner.incarnation)
             drained = await self._changed(_of(runner), {"$set": {"state": RunnerState.DRAINING.value}})
         return drained or await self.own(scope, name)
 
@@ -127,6 +131,7 @@ class Roster:
         """Take a runner off the roster. Raises as `own` does."""
         runner = await self.own(scope, name)
         with unavailable_when_failing(self._seconds):
+            await self._acts.tell(scope, ROSTER, did="left", runner=runner.name, incarnation=runner.incarnation)
             left = await self._changed(_of(runner), self._end(RunnerState.LEFT))
         return left or await self.own(scope, name)
 
@@ -138,8 +143,12 @@ class Roster:
             return await self._changed(silent, self._end(RunnerState.DEAD))
 
     async def settled(self, runner: RunnerRecord) -> None:
-        """Note that no agent is held by the runner's past any more."""
+        """Note that no agent is held by the runner's past any more; of one that died without a word, that it did."""
+        life = {"runner": runner.name, "incarnation": runner.incarnation}
         with unavailable_when_failing(self._seconds):
+            if runner.state is RunnerState.DEAD:
+                named = f"{runner.id}:{runner.incarnation}"
+                await self._acts.tell_once(runner.tenant, ROSTER, named, owner=runner.owner, did="died", **life)
             # unscoped: the key begins with the tenant
             await self._mongo.runners.update_one(
                 {"_id": runner.id, "incarnation": runner.incarnation, "state": runner.state.value},
@@ -203,13 +212,14 @@ class Roster:
             found = await self._mongo.pools.find_one({"_id": key})
         return PoolRecord.model_validate(found or {"_id": key, "tenant": tenant})
 
-    async def set_pool(self, tenant: str, name: str, decided: Mapping[str, Any]) -> PoolRecord:
+    async def set_pool(self, scope: Scope, name: str, decided: Mapping[str, Any]) -> PoolRecord:
         """Decide something for a pool; what is left out stays."""
-        key = f"{tenant}:{name}"
+        sets = {"$set": {"tenant": scope.tenant, **decided}}
         with unavailable_when_failing(self._seconds):
+            await self._acts.tell(scope, POOL, did="decided", pool=name, decided=dict(decided))
             # unscoped: the key begins with the tenant
-            await self._mongo.pools.update_one({"_id": key}, {"$set": {"tenant": tenant, **decided}}, upsert=True)
-        return await self.pool(tenant, name)
+            await self._mongo.pools.update_one({"_id": f"{scope.tenant}:{name}"}, sets, upsert=True)
+        return await self.pool(scope.tenant, name)
 
     def _end(self, state: RunnerState) -> dict[str, Any]:
         return {"$set": {"state": state.value, "gone_at": self._clock.now(), "settled": False}}

@@ -249,7 +249,7 @@ class Runners:
 
     async def set_pool(self, scope: Scope, name: str, decided: Mapping[str, Any]) -> PoolRecord:
         """Decide how a pool restarts agents that fail."""
-        return await self._roster.set_pool(scope.tenant, name, decided)
+        return await self._roster.set_pool(scope, name, decided)
 
     async def _settle(self, runner: RunnerRecord) -> None:
         """Let go of what the runner's past held; what can't be done now is done by reconciliation."""
@@ -379,6 +379,7 @@ class Runners:
             "deleted_at": None,
             "dormant": {"$ne": True},
             "archived": {"$ne": True},
+            "expires_at": {"$not": {"$lte": self._clock.earliest()}},
             "platform": {"$in": [None, runner.platform]},
             "region": {"$in": [None, runner.region]},
             **({} if runner.owner is None else {"owner": runner.owner}),

@@ -20,8 +20,11 @@ from typing import Any
 import pymongo
 from pymongo.errors import PyMongoError
 
+from app.acts import Acts
 from app.clock import Clock
 from app.mongo import Mongo, unavailable_when_failing
+from models.act import KEY, OPERATOR, ROSTER, TICKET
+from models.archive import LATCH
 from models.errors import InvalidRequest, NotFound, Unauthenticated
 from models.ids import check_id
 from models.runner import RunnerRecord
@@ -37,7 +40,6 @@ TICKET_LIFE = timedelta(seconds=30)
 
 _GRACE_SECONDS = 0.3
 _TOKEN = re.compile(r"hf_([0-9A-Za-z]{22})_([A-Za-z0-9_-]{43})\Z")
-_LATCH = "latch"
 _CACHE = 10_000
 _TOKENS_REMEMBERED = 16
 """Earlier incarnations of a runner whose tokens are still known."""
@@ -73,8 +75,9 @@ class _Known:
 class Keys:
     """The keys of all tenants. `authenticate` is for callers; the rest is for the command line."""
 
-    def __init__(self, mongo: Mongo, clock: Clock, *, seconds: float) -> None:
+    def __init__(self, mongo: Mongo, acts: Acts, clock: Clock, *, seconds: float) -> None:
         self._mongo = mongo
+        self._acts = acts
         self._clock = clock
         self._seconds = seconds
         self._latched = False
@@ -137,6 +140,7 @@ class Keys:
         expires_at = self._clock.now() + TICKET_LIFE
         record = TicketRecord(id=_digest(ticket), tenant=scope.tenant, key=scope.key, expires_at=expires_at)
         with unavailable_when_failing(self._seconds):
+            await self._acts.tell(scope, TICKET, did="handed over", key=scope.key)
             await self._mongo.tickets.insert_one(record.model_dump(by_alias=True))
         return ticket, expires_at
 
@@ -172,6 +176,8 @@ class Keys:
             raise InvalidRequest("A key needs at least one right: read, write, runner or admin.")
         record, token = self._made(tenant=tenant, rights=chosen, owner=owner, name=name)
         await self._close_latch()
+        rights_given = [right.value for right in chosen]
+        await self._acts.tell_of(tenant, KEY, OPERATOR, did="created", key=record.id, rights=rights_given)
         await self._mongo.keys.insert_one(record.model_dump(by_alias=True, exclude_none=True))
         return record, token
 
@@ -183,6 +189,7 @@ class Keys:
         """
         whose = {"runner": runner, "incarnation": incarnation, "parent": scope.key}
         record, token = self._made(tenant=scope.tenant, rights=[Right.RUNNER], owner=scope.owner, **whose)
+        await self._acts.tell(scope, ROSTER, did="registered", runner=runner, incarnation=incarnation, key=record.id)
         await self._mongo.keys.insert_one(record.model_dump(by_alias=True, exclude_none=True))
         # unscoped: by the tenant
         await self._mongo.keys.delete_many(
@@ -212,6 +219,10 @@ class Keys:
     async def revoke(self, key: str) -> KeyRecord:
         """End a key, and those of runners that it registered, everywhere within `CACHED_SECONDS`. Raises NotFound."""
         # unscoped: for the operator's command line
+        known = await self._mongo.keys.find_one({"_id": key}, {"tenant": 1})
+        if known is not None:
+            await self._acts.tell_of(known["tenant"], KEY, OPERATOR, did="revoked", key=key)
+        # unscoped: as above
         await self._mongo.keys.update_many({"parent": key}, {"$set": {"revoked_at": self._clock.now()}})
         # unscoped: as above
         found = await self._mongo.keys.find_one_and_update(
@@ -224,8 +235,9 @@ class Keys:
 
     async def _close_latch(self) -> None:
         """Close the latch; before the first key, wait until every replica knows."""
+        closed = {"$set": {"closed": True}, "$unset": {"restoring": ""}}  # also when the restore that closed it fails
         # unscoped: the latch is the whole service's
-        await self._mongo.service.update_one({"_id": _LATCH}, {"$set": {"closed": True}}, upsert=True)
+        await self._mongo.service.update_one({"_id": LATCH}, closed, upsert=True)
         self._latched = True
         self._open.end()
         # unscoped: whoever registered a runner without a key has to come with one
@@ -237,7 +249,7 @@ class Keys:
     async def _look_at_latch(self) -> None:
         asked = self._clock.monotonic()
         # unscoped: the latch is the whole service's
-        self._latched = await self._mongo.service.find_one({"_id": _LATCH}) is not None
+        self._latched = await self._mongo.service.find_one({"_id": LATCH}) is not None
         if self._latched:
             self._open.end()
         else:

@@ -11,6 +11,7 @@ from beanie import Document
 from pydantic import BaseModel, ConfigDict, Field
 from pymongo import IndexModel
 
+from models.errors import Forbidden
 from models.ids import agent_key, check_id
 
 DEFAULT_TENANT = "default"
@@ -25,6 +26,10 @@ class Right(StrEnum):
     WRITE = "write"
     RUNNER = "runner"
     ADMIN = "admin"
+
+
+SERVICE = "holdfast"
+"""By whom the service does what nobody asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,16 @@ class Scope:
         mine = {"tenant": self.tenant} if self.owner is None else {"tenant": self.tenant, "owner": self.owner}
         return {**query, **mine}
 
+    def require_every_owner(self) -> None:
+        """Raise Forbidden for an owner's key: what is about to be done concerns all that the tenant has."""
+        if self.owner is not None:
+            raise Forbidden("This concerns every owner of the tenant, and the key is one owner's only.")
+
+    @property
+    def is_service(self) -> bool:
+        """Whether nobody asked: the service itself acts."""
+        return self.by == SERVICE and not self.rights
+
     @property
     def fence_required(self) -> bool:
         """Whether writes on an agent with a runner need the fence: this key could be a stale runner's."""
@@ -69,7 +84,7 @@ ANONYMOUS = Scope(tenant=DEFAULT_TENANT, rights=frozenset(Right))
 
 def own_scope(tenant: str) -> Scope:
     """What the service itself acts in when nobody asked: it needs no fence, for it decides who has one."""
-    return Scope(tenant=tenant, rights=frozenset(), by="holdfast")
+    return Scope(tenant=tenant, rights=frozenset(), by=SERVICE)
 
 
 class KeyRecord(BaseModel):
