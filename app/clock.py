@@ -1,12 +1,13 @@
 """Time and new ids, passed in so that tests can hold them still.
 
-Wall time is only ever shown or stored, never used to decide who may write.
+Wall time is only ever shown or stored, never used to decide who may write; but for the end of an ephemeral agent's
+life, and of what is kept of episodes, which are judged by two clocks.
 """
 
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from uuid_utils import uuid7
@@ -23,22 +24,51 @@ class Clock(Protocol):
         """Seconds that never go back, comparable only within this process."""
         ...
 
+    def latest(self) -> datetime:
+        """What the later of the machine's and the database's clock says; it never jumps."""
+        ...
+
+    def earliest(self) -> datetime:
+        """What the earlier of the two says; it never jumps."""
+        ...
+
     def new_id(self) -> str:
         """A new id: unguessable (74 random bits), 22 letters and digits, sortable by creation."""
         ...
 
 
 class SystemClock:
-    """The machine's own clocks."""
+    """The machine's own clocks; beside them the database's, as soon as that was `told`."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._clocks = [self.now()]
 
     def now(self) -> datetime:
-        now = datetime.now(UTC)
-        return now.replace(microsecond=now.microsecond // 1000 * 1000)
+        return _cut(datetime.now(UTC))
+
+    def told(self, database: datetime) -> None:
+        """The database's time is this now. Told again it changes nothing: both go on by the monotonic clock."""
+        if len(self._clocks) == 1:
+            self._clocks.append(_cut(database - timedelta(seconds=time.monotonic() - self._began)))
+
+    def latest(self) -> datetime:
+        return self._going_on(max(self._clocks))
+
+    def earliest(self) -> datetime:
+        return self._going_on(min(self._clocks))
+
+    def _going_on(self, began: datetime) -> datetime:
+        return _cut(began + timedelta(seconds=time.monotonic() - self._began))
 
     monotonic = staticmethod(time.monotonic)
 
     def new_id(self) -> str:
         return _base62(uuid7().int)
+
+
+def _cut(value: datetime) -> datetime:
+    return value.replace(microsecond=value.microsecond // 1000 * 1000)
 
 
 def instant(value: datetime) -> str:

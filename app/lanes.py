@@ -12,6 +12,7 @@ import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any
 
 import bson
@@ -244,7 +245,7 @@ class Trial:
     def _try(self, request: Request) -> bool:
         """Apply a request's move; False when its change has to wait for an update of its own."""
         try:
-            _require_there(self.record, request)
+            _require_there(self.record, request, self.stamp.judged_at)
             request.guard.check(self.record)
             change = request.move(self.record, self.stamp)
             if change.kinds and not may_share([earlier.kinds for earlier in self.changes], change.kinds):
@@ -293,10 +294,15 @@ def is_unversioned(record: AgentRecord) -> bool:
     return record.version == 0 and record.size_bytes is not None
 
 
-def _require_there(record: AgentRecord, request: Request) -> None:
-    """Raise NotFound where the request needs an agent, Conflict where it needs none and something is in its place."""
+def _require_there(record: AgentRecord, request: Request, now: datetime) -> None:
+    """Raise NotFound where the request needs an agent, AgentExpired where its life is over.
+
+    Raise Conflict where it needs none and something is in its place.
+    """
     unversioned = is_unversioned(record)
     if unversioned and request.creates:
         raise Conflict("The id is taken by a document of an earlier program: 'holdfast migrate' makes an agent of it.")
     if not request.creates and not (unversioned and request.adopts):
         record.require_visible(request.scope)
+        if not request.scope.is_service:
+            record.require_alive(now)

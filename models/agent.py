@@ -19,13 +19,15 @@ from bson.binary import Binary
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 from pymongo import IndexModel
 
-from models.change import CREATED, DELETED, Change, Stamp
-from models.errors import Conflict, NotFound
+from models.change import CREATED, DELETED, RESTORED, Change, Stamp
+from models.errors import AgentExpired, Conflict, NotFound
 from models.execution import State
 from models.history import NOTHING, Directory, History, NotAtHand, Wanted
 from models.ids import END, ROOT
+from models.lifetime import end_of
+from models.packing import references
 from models.segment import INHERITED_VERSION, Bound, Descriptor, Node, Segment, Step, Tree, node_of
-from models.tenant import Scope
+from models.tenant import SERVICE, Scope
 
 SCHEMA_VERSION = 1
 MAIN = "main"
@@ -138,6 +140,19 @@ class AgentRecord(BaseModel):
         if not self.is_visible(scope):
             raise NotFound(f"There is no agent '{self.name_in_tenant}'.")
 
+    def ended_by(self, instant: datetime) -> bool:
+        """Whether the agent's life had its end by then."""
+        return self.expires_at is not None and self.expires_at <= instant
+
+    def is_over(self, now: datetime) -> bool:
+        """Whether the agent's life is over by then, or was found to be over before."""
+        return self.archived or self.ended_by(now)
+
+    def require_alive(self, now: datetime) -> None:
+        """Raise AgentExpired when the agent's life was over by then."""
+        if self.is_over(now):
+            raise AgentExpired(f"The life of the agent '{self.name_in_tenant}' is over.")
+
     @property
     def descriptors(self) -> Sequence[Descriptor]:
         """Of the segments, the oldest first."""
@@ -168,9 +183,19 @@ class AgentRecord(BaseModel):
         The record and the assignments of the change come from the same arguments, so they cannot disagree.
         """
         values = {**(fields or {}), "version": self.version + 1}
+        values |= self._end(values, stamp)
         own = {"size_bytes": None, "last": {**self.last, "at": stamp.now}}
         record = self.model_copy(update={**values, **own, **self._maps_with(put or {}, drop)})
         return Change(record, kinds, {**values, **(put or {})}, frozenset(drop), answer, blobs=blobs or {})
+
+    def _end(self, values: Mapping[str, Any], stamp: Stamp) -> dict[str, Any]:
+        """When the agent's life ends after a commit, if that is another time than before."""
+        ttl = values.get("ttl_seconds", self.ttl_seconds)
+        idle = values.get("idle_seconds", self.idle_seconds)
+        if stamp.by == SERVICE or (ttl is None and idle is None and self.expires_at is None):
+            return {}  # what the service does by itself prolongs no life
+        end = end_of(ttl, idle, self.created_at, stamp.lived_from)
+        return {} if end == self.expires_at else {"expires_at": end}
 
     def also(self, fields: Mapping[str, Any], put: Mapping[str, Any]) -> AgentRecord:
         """The same version with more fields replaced, and more put inside the maps."""
@@ -331,11 +356,35 @@ def create(
         raise Conflict(f"There is an agent '{previous.name_in_tenant}' already.")
     version = previous.version + 1
     steps = {step: {**body, "version": step_version or version} for step, body in draft.steps.items()}
-    times = {"created_at": stamp.now, "deleted_at": None}
+    born = stamp.lived_from
+    end = end_of(draft.ttl_seconds, draft.idle_seconds, born, born)
+    times = {"created_at": born, "deleted_at": None, "expires_at": end, "archived": False}
     kept = {"version": version, "fence": previous.fence, "last": {"at": stamp.now}, "ops": previous.ops}
     record = draft.model_copy(update={**times, **kept, "steps": steps, "size_bytes": None})
     sets = {name: getattr(record, name) for name in STORED if name not in ("last", "ops")}
     return Change(record, (CREATED,), sets, answer=record, blobs=blobs or {}, segments=segments or {})
+
+
+def restored(previous: AgentRecord, kept: AgentRecord, stamp: Stamp) -> Change:
+    """An agent from a backup in the place of its tombstone, whose version and fence it continues.
+
+    Its steps stay what they were, at their versions. Nobody drives it any more: its runner was a stranger since the
+    delete. Raises Conflict when it exists, and when the tombstone is older than the backup.
+    """
+    if previous.exists:
+        raise Conflict(f"There is an agent '{previous.name_in_tenant}' already.")
+    if previous.version < kept.version:
+        raise Conflict(
+            f"The agent '{previous.name_in_tenant}' was deleted here at version {previous.version}, and the backup "
+            f"is of version {kept.version}, which it never had: restore it into another database."
+        )
+    own = {"version": previous.version + 1, "fence": max(previous.fence, kept.fence), "ops": previous.ops}
+    driver = {"runner": None, "incarnation": None, "offered_to": None, "previous_runner": kept.runner}
+    record = kept.model_copy(update={**own, **driver, "last": {"at": stamp.now}, "size_bytes": None})
+    sets = {name: getattr(record, name) for name in STORED if name not in ("last", "ops")}
+    segments = dict.fromkeys(each.id for each in kept.descriptors)
+    blobs = dict.fromkeys(references(kept.steps, kept.results))
+    return Change(record, (CREATED, RESTORED), sets, answer=record, blobs=blobs, segments=segments)
 
 
 def widened(
@@ -383,4 +432,9 @@ class Agent(AgentRecord, Document):
         ] + [
             IndexModel([("state", 1), ("runner", 1)], name="in_turn"),
             IndexModel([("runner", 1)], name="driven", partialFilterExpression={"runner": {"$exists": True}}),
+            IndexModel(
+                [("archived", 1), ("expires_at", 1)],
+                name="by_end",
+                partialFilterExpression={"expires_at": {"$type": "date"}},
+            ),
         ]

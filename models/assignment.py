@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from models.agent import AgentRecord
+from models.agent import AgentRecord, widened
 from models.change import AGENT, HANDED, RUNNER, Change, Stamp
 from models.execution import IN_TURN, State, Trigger
 from models.transition import Move, move_along
@@ -119,6 +119,16 @@ def rest(record: AgentRecord, *, dormant: bool, stamp: Stamp) -> Change:
     if record.dormant == dormant:
         return record.unchanged()
     return record.changed(stamp, (AGENT,), {"dormant": dormant})
+
+
+def archive(record: AgentRecord, stamp: Stamp, step: str) -> Change:
+    """End the run of an agent whose life is over, and put it away; nothing changes while it lives."""
+    if record.archived or not record.is_over(stamp.judged_at):
+        return record.unchanged()
+    if record.state == State.STOPPED:
+        return record.changed(stamp, (AGENT,), {"archived": True})
+    over = [Move(State.STOPPED, Trigger.USER_TERMINATED, "its life is over")]
+    return widened(broken_off(record, over, stamp, step, archived=True), (AGENT,), {})
 
 
 def claimed(record: AgentRecord) -> dict[str, Any]:

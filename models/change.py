@@ -28,6 +28,9 @@ STEP, HEAD = "step", "head"
 BRANCHES, WORKSPACE = "branches", "workspace"
 RESULTS, SETTINGS, AGENT = "results", "settings", "agent"
 CREATED, CLEARED, DELETED = "created", "cleared", "deleted"
+RESTORED = "restored"
+"""Beside `created`: the agent came back from a backup, with the steps that it had, at their versions."""
+
 STATE, RUNNER = "state", "runner"
 """Kinds of a transition, and of a change of who drives the agent."""
 
@@ -44,6 +47,19 @@ class Stamp:
 
     now: datetime
     by: str
+    latest: datetime | None = None
+    earliest: datetime | None = None
+    """What the two clocks say that lives are measured by, where it is not `now`."""
+
+    @property
+    def lived_from(self) -> datetime:
+        """From when on a life is measured that begins, or goes on, with the commit."""
+        return self.latest or self.now
+
+    @property
+    def judged_at(self) -> datetime:
+        """What a life has surely reached by now."""
+        return self.earliest or self.now
 
 
 @dataclass(frozen=True, slots=True)

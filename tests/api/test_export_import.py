@@ -71,7 +71,7 @@ async def test_import_of_an_export_gives_an_equal_agent(api: Api) -> None:
     assert copy.id != agent.id
     assert text_of(essence(await copy.read("/export"))) == text_of(essence(export))
     copied, original = await copy.read(steps="all"), await agent.read(steps="all")
-    apart = {"id", "version", "created_at", "updated_at", "size_bytes", "delegate", "steps"}
+    apart = {"id", "version", "created_at", "updated_at", "expires_at", "size_bytes", "delegate", "steps"}
     assert {name: copied[name] for name in copied.keys() - apart} == {
         name: original[name] for name in copied.keys() - apart
     }

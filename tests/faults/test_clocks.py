@@ -1,4 +1,4 @@
-"""Clocks that jump, by hours and in both directions, under one replica of two: leases go by none of them."""
+"""Clocks that jump, by hours and in both directions, under one replica of two: neither leases nor lives go by them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Replica:
         self._offset = folder / f"{name}.clock"
         self.jump("+0s")
         library = next(Path(libfaketime.__file__).parent.rglob("libfaketime.so.1"))
-        env = {
+        self._env = {
             **os.environ,
             "LD_PRELOAD": str(library),
             "FAKETIME_TIMESTAMP_FILE": str(self._offset),
@@ -41,9 +41,13 @@ class Replica:
             "HOLDFAST_LOG_LEVEL": "warning",
             "HOLDFAST_RUNNER_TTL_SECONDS": str(TTL),
         }
+        self._log = folder / f"{name}.log"
+        self.start()
+
+    def start(self) -> None:
         program = Path(sys.executable).with_name("holdfast")
-        with (folder / f"{name}.log").open("wb") as log:
-            self._process = subprocess.Popen([program, "serve", "--port", str(self.port)], env=env, stderr=log)
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen([program, "serve", "--port", str(self.port)], env=self._env, stderr=log)
 
     def jump(self, offset: str) -> None:
         """Set its wall clock to so much before or after the true time."""
@@ -91,7 +95,7 @@ def test_clock_really_jumps(replicas: list[Replica]) -> None:
     """Else the rest would prove nothing: what the jumping replica writes bears its wall time."""
     steady, jumping = replicas
     jumping.jump("+3600s")
-    made = [httpx.post(f"{each.url}/v1/agents", json={}).json()["created_at"] for each in (steady, jumping)]
+    made = [httpx.post(f"{each.url}/v1/agents", json={}).json()["updated_at"] for each in (steady, jumping)]
     jumping.jump("+0s")
     assert made[1] > made[0]
     assert int(made[1][11:13]) == (int(made[0][11:13]) + 1) % 24
@@ -139,3 +143,47 @@ def test_silent_runner_dies_in_time_whatever_the_clocks_say(
     assert time.monotonic() - beaten >= TTL * 0.9
     client.delete(f"/v1/runners/{other}")
     client.delete(f"/v1/agents/{agent}")
+
+
+def test_ephemeral_agent_lives_as_long_as_was_asked_whatever_the_clocks_say(
+    replicas: list[Replica], client: httpx.Client
+) -> None:
+    """While one replica's clock jumps by hours, both take its writes until its time is over, and none after that."""
+    born = time.monotonic()
+    agent = httpx.post(f"{replicas[1].url}/v1/agents", json={"ttl_seconds": 3}).json()["id"]
+    answered = time.monotonic()
+    statuses: list[tuple[float, float, int]] = []
+
+    def over() -> bool:
+        number = len(statuses)
+        replicas[1].jump(JUMPS[number % len(JUMPS)])
+        sent = time.monotonic()
+        url = f"{replicas[number % 2].url}/v1/agents/{agent}/steps"
+        answer = httpx.post(url, json={"role": "user", "content": "on"}, timeout=20)
+        statuses.append((sent - answered, time.monotonic() - born, answer.status_code))
+        return [status for _, _, status in statuses[-2:]] == [410, 410]
+
+    wait_until(over, 3 + 20, "both replicas to refuse")
+    replicas[1].jump("+0s")
+    assert all(status == 201 for _, surely_before, status in statuses if surely_before < 3)
+    assert not [status for surely_after, _, status in statuses if status == 201 and surely_after > 3 + 2]
+
+
+@pytest.mark.parametrize("jump", ["+3600s", "-7200s"])
+def test_replica_that_starts_with_a_wrong_clock_ends_no_life_too_soon(tmp_path: Path, jump: str) -> None:
+    """Neither of agents that were there nor of its own; those that are over refuse writes on it, too."""
+    with two_replicas(tmp_path) as (steady, jumping), httpx.Client(base_url=steady.url, timeout=20) as right:
+        known, short = [right.post("/v1/agents", json={"ttl_seconds": seconds}).json()["id"] for seconds in (600, 1)]
+        jumping.stop()
+        jumping.jump(jump)
+        jumping.start()
+        jumping.wait_ready()
+        with httpx.Client(base_url=jumping.url, timeout=20) as wrong:
+            own = wrong.post("/v1/agents", json={"ttl_seconds": 600}).json()["id"]
+            for agent in (known, own):
+                for replica in (wrong, right):
+                    written = replica.post(f"/v1/agents/{agent}/steps", json={"role": "user", "content": "on"})
+                    assert written.status_code == 201, written.text
+            wait_until(lambda: right.get(f"/v1/agents/{short}").json()["archived"], 20, "the short life to end")
+            late = wrong.post(f"/v1/agents/{short}/steps", json={"role": "user", "content": "late"})
+            assert late.status_code == 410, late.text
