@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -24,6 +24,7 @@ from app.clock import Clock
 from app.mongo import Collection, Mongo
 from app.segments import opened
 from app.telemetry import get_logger
+from app.unfinished import unfinished
 from models.blob import Damaged, key_of
 from models.packing import references
 
@@ -59,19 +60,28 @@ class Collector:
         self._clock = clock
         self._wait_seconds = wait_seconds
 
-    async def collect(self, told: Callable[[Collected], None] = lambda _: None) -> Collected:
-        """Go once through all segments and values. `told` hears of the progress.
+    async def collect(
+        self,
+        told: Callable[[Collected], None] = lambda _: None,
+        *,
+        tenant: str | None = None,
+        wait_seconds: float | None = None,
+    ) -> Collected:
+        """Go once through all segments and values, or those of one tenant. `told` hears of the progress.
 
+        A restore puts them there before the agents that refer to them; so nothing is removed while one is not over.
         Raises PyMongoError; what was marked stays so.
         """
         done = Collected()
         mark = self._clock.new_id()
-        segments = _Sort(self._mongo.segments, self._kept, mark, done, told)
-        values = _Sort(self._mongo.blobs, self._referred, mark, done, told)
+        segments = _Sort(self._mongo.segments, self._kept, mark, tenant, done, told)
+        values = _Sort(self._mongo.blobs, self._referred, mark, tenant, done, told)
         unused_segments = await segments.marked()
-        unused_values = await _Sort(self._mongo.blobs, self._referred_but_by(mark), mark, done, told).marked()
+        unused_values = await replace(values, look=self._referred_but_by(mark)).marked()
         if unused_segments or unused_values:
-            await asyncio.sleep(self._wait_seconds)
+            await asyncio.sleep(self._wait_seconds if wait_seconds is None else wait_seconds)
+        if await unfinished(self._mongo) is not None:
+            return done
         await segments.remove(unused_segments)
         await values.remove(unused_values)
         return done
@@ -142,6 +152,7 @@ class _Sort:
     collection: Collection
     look: _Look
     mark: str
+    tenant: str | None
     done: Collected
     told: Callable[[Collected], None]
 
@@ -185,10 +196,10 @@ class _Sort:
 
     async def _pages(self) -> AsyncIterator[tuple[str, set[str]]]:
         """All keys, a page of one tenant at a time; each page is a query of its own."""
-        after = ""
+        after, end = ("", {}) if self.tenant is None else (f"{self.tenant}:", {"$lt": f"{self.tenant};"})
         while True:
             # unscoped: of all tenants, one after another
-            found = self.collection.find({"_id": {"$gt": after}}, {"_id": 1}).sort("_id", 1).limit(_PAGE)
+            found = self.collection.find({"_id": {"$gt": after, **end}}, {"_id": 1}).sort("_id", 1).limit(_PAGE)
             keys = [document["_id"] async for document in found]
             if not keys:
                 return

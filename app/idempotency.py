@@ -46,8 +46,8 @@ class Idempotency:
             return None
         return Reply(found["status"], zlib.decompress(found["body"]), found["headers"])
 
-    async def record(self, once: Once, tenant: str, reply: Reply) -> dict[str, Any]:
-        """The record of an answer, to be written. Raises TooLarge for one that is too long to keep."""
+    async def record(self, once: Once, tenant: str, reply: Reply, agent: str | None = None) -> dict[str, Any]:
+        """The record of an answer, about an agent or none, to be written. Raises TooLarge for one that is too long."""
         body = await asyncio.to_thread(zlib.compress, reply.body, 1)
         if len(body) > _REPLY_BYTES:
             raise TooLarge("The answer, which an Idempotency-Key asks to keep,", _REPLY_BYTES, len(body))
@@ -59,6 +59,7 @@ class Idempotency:
             "headers": dict(reply.headers),
             "body": body,
             "expires_at": self._clock.now() + KEPT_FOR,
+            **({} if agent is None else {"agent": agent}),
         }
 
     async def reserve(self, once: Once, tenant: str, time: timedelta) -> str:

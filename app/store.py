@@ -32,6 +32,7 @@ from typing import Any, Protocol
 
 import pymongo
 from bson.raw_bson import RawBSONDocument
+from pymongo import DeleteOne
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import PyMongoError
 
@@ -61,6 +62,7 @@ from models.history import Wanted
 from models.tenant import Scope
 
 _LANES = 10_000
+_EXPUNGED_AT_ONCE = 200
 _NO_GUARD = Guard()
 _log = get_logger(__name__)
 
@@ -179,6 +181,31 @@ class Store:
             except HoldfastError as error:
                 self._metrics.refusals.labels(error.code).inc()
                 raise
+
+    async def put_back(self, documents: Sequence[RawBSONDocument]) -> None:
+        """Insert agents and tombstones of a backup, as they were. Raises BulkWriteError for those that are there."""
+        await self._mongo.agents_raw.insert_many(documents, ordered=False)
+
+    async def take_away(self, documents: Sequence[RawBSONDocument]) -> None:
+        """Remove what `put_back` inserted; one that was made or deleted under the same id since then stays."""
+        same = ({name: one.get(name) for name in ("_id", "created_at", "deleted_at")} for one in documents)
+        await self._mongo.agents_raw.bulk_write([DeleteOne(one) for one in same], ordered=False)
+
+    async def expunge(self, tenant: str) -> int:
+        """Remove documents of a tenant's agents outright, tombstones too, some at a time; how many. Raises Unavailable.
+
+        Versions begin anew afterwards: this is for a tenant that is no more.
+        """
+        span = {"_id": {"$gte": f"{tenant}:", "$lt": f"{tenant};"}}
+        with unavailable_when_failing(self._settings.call_seconds):
+            # unscoped: of the tenant that is erased
+            found = await self._mongo.agents.find(span, {"_id": 1}).limit(_EXPUNGED_AT_ONCE).to_list()
+            # unscoped: as above
+            gone = await self._mongo.agents.delete_many({"_id": {"$in": [one["_id"] for one in found]}})
+        for one in found:
+            if (lane := self._lanes.get(one["_id"])) is not None:
+                self._remember(lane, None)
+        return gone.deleted_count
 
     async def stop(self) -> None:
         """Wait until every lane is empty, for as long as a shutdown may take."""
@@ -401,7 +428,7 @@ class Store:
 
     async def _record(self, trial: Trial, once: Once) -> dict[str, Any]:
         reply = await once.encode(trial.committed())
-        return await self._idempotency.record(once, trial.basis.tenant, reply)
+        return await self._idempotency.record(once, trial.basis.tenant, reply, trial.basis.name_in_tenant)
 
     async def _close(self, session: AsyncClientSession) -> None:
         """See to it that the session's transaction is over on the server, where it may hold its locks for a minute.
@@ -430,7 +457,7 @@ class Store:
         None: the database does not say whether there is one.
         """
         once = request.once
-        if once is None or not (request.creates or basis.is_visible(request.scope)):
+        if once is None or not (request.creates or (basis.is_visible(request.scope) and not self._is_over(basis))):
             return False
         try:
             with pymongo.timeout(self._settings.call_seconds):
@@ -467,7 +494,10 @@ class Store:
         return AgentRecord.of(decoded(raw.raw), size_bytes=len(raw.raw))
 
     def _stamp(self, request: Request) -> Stamp:
-        return Stamp(self._clock.now(), request.scope.by)
+        return Stamp(self._clock.now(), request.scope.by, self._clock.latest(), self._clock.earliest())
+
+    def _is_over(self, record: AgentRecord) -> bool:
+        return record.is_over(self._clock.earliest())
 
     def _remember(self, lane: Lane, basis: AgentRecord | None, bound: int = 0) -> None:
         self._basis_bytes += bound - lane.bound

@@ -63,4 +63,7 @@ class IdempotencyRecord(IdempotencyRecordFields, Document):
 
     class Settings:
         name = "idempotency"
-        indexes: list[Any] = [IndexModel([("expires_at", 1)], name="expires", expireAfterSeconds=0)]
+        indexes: list[Any] = [
+            IndexModel([("expires_at", 1)], name="expires", expireAfterSeconds=0),
+            IndexModel([("tenant", 1), ("agent", 1)], name="by_agent"),
+        ]
