@@ -155,16 +155,18 @@ def _of(module: ModuleType, number: int) -> Migration:
 
 
 class Lock:
-    """One run at a time. Who holds it renews it; one that was not seen to move for a while has no holder any more.
+    """One run at a time, of migrations or of a restore. Who holds it renews it.
 
-    Time is only that of the observer's own monotonic clock. A holder that was taken for dead does no harm: all that it
-    can do is to migrate a document, which is done once, whoever does it.
+    One that was not seen to move for a while has no holder any more. Time is only that of the observer's own monotonic
+    clock. A holder that was taken for dead does no harm: all that it can do is to migrate a document, which is done
+    once, whoever does it; a restore undoes nothing once it has lost the lock.
     """
 
-    def __init__(self, mongo: Mongo, clock: Clock, *, seconds: float) -> None:
+    def __init__(self, mongo: Mongo, clock: Clock, *, seconds: float, doing: str = "migrating") -> None:
         self._mongo = mongo
         self._clock = clock
         self._seconds = seconds
+        self._doing = doing
         self._owner = clock.new_id()
         self._lost = False
 
@@ -205,7 +207,8 @@ class Lock:
                 return
             if self._clock.monotonic() > until:
                 raise MigrationProblem(
-                    f"{there['holder']} is migrating since {there['since']:%H:%M:%S} UTC: wait for it."
+                    f"{there['holder']} is {there.get('doing', 'migrating')} since {there['since']:%H:%M:%S} UTC: "
+                    "wait for it."
                 )
             await asyncio.sleep(LOOK_SECONDS)
 
@@ -231,7 +234,7 @@ class Lock:
 
     def _own(self) -> dict[str, Any]:
         holder = f"{socket.gethostname()}, process {os.getpid()},"
-        return {"owner": self._owner, "beat": 0, "holder": holder, "since": self._clock.now()}
+        return {"owner": self._owner, "beat": 0, "holder": holder, "doing": self._doing, "since": self._clock.now()}
 
     async def _renew(self) -> None:
         while not self._lost:

@@ -76,12 +76,21 @@ def open_vault(configured: tuple[str, ...], data: Path) -> Vault:
     return Vault((_decoded(_generated(data / KEY_FILE)),))
 
 
+def key_of_secret(sealed: bytes) -> str:
+    """The id of the key that a secret was sealed with."""
+    return sealed[:_ID_BYTES].hex()
+
+
+def known_keys(configured: tuple[str, ...], data: Path) -> set[str]:
+    """The ids of the keys that there are, looking only. Raises SecretKeyProblem."""
+    kept = data / KEY_FILE
+    keys = configured or ((kept.read_text().strip(),) if kept.exists() else ())
+    return {hashlib.sha256(_decoded(key)).digest()[:_ID_BYTES].hex() for key in keys}
+
+
 def configured_keys(configured: tuple[str, ...], data: Path) -> int:
     """How many keys there are, looking only: 0 when the first use will make one. Raises SecretKeyProblem."""
-    kept = data / KEY_FILE
-    if not configured and not kept.exists():
-        return 0
-    return len([_decoded(key) for key in configured or (kept.read_text().strip(),)])
+    return len(known_keys(configured, data))
 
 
 def _decoded(key: str) -> bytes:

@@ -36,7 +36,7 @@ STRONG = {"Cache-Control": "no-cache"}
 """Header of a linearizable read."""
 
 _warm = multiprocessing.get_context("forkserver")
-_warm.set_forkserver_preload(["app.runtime", "uvicorn", "tests.harness"])
+_warm.set_forkserver_preload(["app.cli", "app.runtime", "uvicorn", "tests.harness"])
 
 
 def rounds(short: int) -> int:

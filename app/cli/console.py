@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
 import typer
@@ -56,12 +56,14 @@ def database(settings: Settings, *, watched: bool = False) -> Iterator[str]:
         yield uri
 
 
-def with_runtime(work: Callable[[Runtime], Coroutine[Any, Any, T]], *, reading_only: bool = False) -> T:
-    """Do some work on the database of the settings. Raises DatabaseProblem when it can't be used.
+def with_runtime(
+    work: Callable[[Runtime], Coroutine[Any, Any, T]], *, reading_only: bool = False, into: str | None = None
+) -> T:
+    """Do some work on the database of the settings, or on another one there. Raises DatabaseProblem if it is unfit.
 
     `reading_only`: nothing is started, so that nothing is written, not even a heartbeat.
     """
-    settings = Settings()
+    settings = Settings() if into is None else Settings(mongodb_database=into)
 
     async def run(uri: str) -> T:
         await check(uri)
@@ -76,6 +78,22 @@ def with_runtime(work: Callable[[Runtime], Coroutine[Any, Any, T]], *, reading_o
 
     with database(settings) as uri:
         return asyncio.run(run(uri))
+
+
+@asynccontextmanager
+async def following(runtime: Runtime) -> AsyncIterator[None]:
+    """Be a replica as far as writing takes it, so that the change log is written; but watch over no runner.
+
+    Where no replica runs, runners are silent because nobody hears them.
+    """
+    await runtime.mongo.prepare()
+    await runtime.watcher.start()
+    try:
+        yield
+        await runtime.scribe.caught_up()
+    finally:
+        await runtime.store.stop()
+        await runtime.watcher.stop()
 
 
 def progress() -> Progress:

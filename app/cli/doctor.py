@@ -13,7 +13,7 @@ from app.config import Settings
 from app.fsck import Counts, Found, Fsck, mend
 from app.mongo import DatabaseProblem, check, transaction_seconds
 from app.mongod import EmbeddedError, EmbeddedServer
-from app.runtime import Runtime
+from app.runtime import Runtime, left_half
 from app.vault import KEY_FILE, SecretKeyProblem, configured_keys
 from models.errors import HoldfastError
 
@@ -37,11 +37,9 @@ def examine(
     if repair and not fsck:
         raise typer.BadParameter("goes with --fsck.", param_hint="--repair")
     settings = Settings()
-    checks: tuple[tuple[str, Callable[[Settings], str]], ...] = (
-        ("database", _database),
-        ("secret keys", _secret_keys),
-    )
-    passed = [_passes(name, probe, settings) for name, probe in checks]
+    passed = [_passes("database", _database, settings), _passes("secret keys", _secret_keys, settings)]
+    if passed[0]:
+        passed.append(_passes("restores", _restores, settings))
     if all(passed) and fsck:
         passed.append(_consistent(repair=repair))
     if not all(passed):
@@ -107,6 +105,16 @@ def _database(settings: Settings) -> str:
         return f"embedded, not running; 'holdfast serve' starts it in {settings.data}"
     asyncio.run(check(server.uri()))
     return f"embedded, running in {settings.data}"
+
+
+def _restores(settings: Settings) -> str:
+    server = None if settings.mongodb_uri else EmbeddedServer(settings.data)
+    if server is not None and not server.status().answers:
+        return "not known while the database is not running"
+    half = asyncio.run(left_half(settings, settings.mongodb_uri or (server.uri() if server else "")))
+    if half is not None:
+        raise DatabaseProblem(f"{half}. If it is not under way, run the same restore again: it goes on to its end.")
+    return "none is under way or was broken off"
 
 
 def _advice(uri: str) -> str:

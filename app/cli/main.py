@@ -8,17 +8,23 @@ import typer
 from pydantic import ValidationError
 from pymongo.errors import ConfigurationError, PyMongoError
 
-from app.cli import collect, database, doctor, imports, keys, migrate, reconcile, serve
+from app.archive import ArchiveProblem
+from app.backup import BackupProblem
+from app.cli import backups, collect, database, doctor, erase, imports, keys, migrate, reconcile, serve
 from app.cli.console import Failure, say
 from app.config import Settings
 from app.mongo import DatabaseProblem
 from app.mongod import EmbeddedError
+from app.restore import RestoreProblem
 from app.telemetry import configure_logging
 from app.traces import TraceError
 from app.vault import SecretKeyProblem
 from models.errors import HoldfastError
 
-_TOLD = (Failure, DatabaseProblem, EmbeddedError, SecretKeyProblem, TraceError)
+_TOLD = (
+    *(Failure, DatabaseProblem, EmbeddedError, SecretKeyProblem, TraceError),
+    *(ArchiveProblem, BackupProblem, RestoreProblem),
+)
 
 cli = typer.Typer(
     name="holdfast",
@@ -37,6 +43,9 @@ cli.command("collect")(collect.collect)
 cli.command("doctor")(doctor.examine)
 cli.command("reconcile")(reconcile.reconcile)
 cli.command("migrate")(migrate.migrate)
+cli.command("erase")(erase.erase)
+cli.command("backup")(backups.backup)
+cli.command("restore")(backups.restore)
 
 
 def main() -> None:

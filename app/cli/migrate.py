@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Annotated
 
 import typer
 
-from app.cli.console import Failure, answer, progress, say, with_runtime
+from app.cli.console import Failure, answer, following, progress, say, with_runtime
 from app.clock import SystemClock, instant
 from app.migrations import NAMED, MigrationProblem, Migrations, Standing, load
 from app.runtime import Runtime
@@ -59,7 +57,7 @@ async def _applied(runtime: Runtime) -> bool:
     """Apply what is to be applied; False when a document can't be migrated."""
     migrations = _of(runtime)
     total = wrong = 0
-    async with _following(runtime):
+    async with following(runtime):
         with progress() as bars:
             task = bars.add_task("looking")
 
@@ -74,22 +72,6 @@ async def _applied(runtime: Runtime) -> bool:
     verdict = f"wrong  {wrong} documents can't be migrated" if wrong else "ok     all is up to date"
     answer(f"{verdict}, {total} changed")
     return not wrong
-
-
-@asynccontextmanager
-async def _following(runtime: Runtime) -> AsyncIterator[None]:
-    """Be a replica as far as writing takes it, so that the change log is written; but watch over no runner.
-
-    Where no replica runs, runners are silent because nobody hears them.
-    """
-    await runtime.mongo.prepare()
-    await runtime.watcher.start()
-    try:
-        yield
-        await runtime.scribe.caught_up()
-    finally:
-        await runtime.store.stop()
-        await runtime.watcher.stop()
 
 
 def _of(runtime: Runtime) -> Migrations:

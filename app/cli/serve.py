@@ -18,7 +18,7 @@ from litestar.types import ASGIApp
 from app.cli.console import Failure, database, say
 from app.config import Settings
 from app.mongo import check
-from app.runtime import Runtime, application_of, unsafe_bind_reason
+from app.runtime import Runtime, application_of, left_half, unsafe_bind_reason
 from app.telemetry import configure_logging
 
 if sys.platform != "win32":
@@ -86,6 +86,11 @@ async def _refuse_unfit(settings: Settings, uri: str) -> None:
     reason = await unsafe_bind_reason(settings, uri)
     if reason is not None:
         raise Failure(reason)
+    half = await left_half(settings, uri)
+    if half is not None and half.whole:
+        raise Failure(f"{half}: the database is not whole. Wait for it, or run the same restore again.")
+    if half is not None:
+        say(f"{half}: run the same restore again if it is not under way.")
 
 
 def _is_news(record: logging.LogRecord) -> bool:

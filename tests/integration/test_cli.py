@@ -362,7 +362,7 @@ def test_a_slip_of_the_keyboard_is_told(holdfast: Call, words: tuple[str, ...]) 
     "words",
     [
         *((), ("db",), ("serve",), ("keys",), ("keys", "create"), ("import",), ("collect",), ("doctor",)),
-        *(("reconcile",), ("migrate",)),
+        *(("reconcile",), ("migrate",), ("backup",), ("restore",)),
     ],
 )
 def test_help_teaches(holdfast: Call, words: tuple[str, ...]) -> None:
