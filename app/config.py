@@ -91,8 +91,23 @@ class Settings(BaseSettings):
     runner_ttl_seconds: float = Field(
         default=10.0, ge=1, description="A runner that is silent for so long is taken to be dead."
     )
+    expired_kept_seconds: float = Field(
+        default=86_400.0, ge=0, description="How long an ephemeral agent may be read when its life is over."
+    )
     command_seconds: float = Field(
         default=3600.0, gt=0, description="How long a command waits at most, unless it says so itself."
+    )
+    embedder: str = Field(
+        default="all-MiniLM-L6-v2",
+        pattern="^(all-MiniLM-L6-v2|lexical)$",
+        description="What makes the vectors that episodes are found by; `lexical` compares words, not meaning.",
+    )
+    embedders: dict[str, Annotated[int, Field(ge=1, le=8_192)]] = Field(
+        default_factory=dict,
+        description='Others, whose vectors callers bring, with their dimensions: {"name": 1536}, as JSON.',
+    )
+    recall_bytes: int = Field(
+        default=512 * MIB, ge=MIB, description="Vectors of episodes kept in memory; what is beyond lies in files."
     )
     log_days: float = Field(default=30.0, gt=0, description="How long the change log is kept.")
 
@@ -115,6 +130,14 @@ class Settings(BaseSettings):
     def commit_seconds(self) -> float:
         """What a commit may take: the deadline, less the call that may go before it to find out who asks."""
         return self.deadline_seconds - self.call_seconds
+
+    @field_validator("embedders")
+    @classmethod
+    def _others(cls, value: dict[str, int]) -> dict[str, int]:
+        for name in ("all-MiniLM-L6-v2", "lexical"):
+            if name in value:
+                raise ValueError(f"'{name}' is the service's own")
+        return value
 
     @field_validator("collect_wait_seconds")
     @classmethod

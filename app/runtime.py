@@ -9,8 +9,12 @@ from datetime import timedelta
 from functools import partial
 from ipaddress import ip_address
 
+import pymongo
 from litestar.types import ASGIApp
+from pymongo.errors import PyMongoError
+from threadpoolctl import threadpool_limits
 
+from app.acts import Acts
 from app.agents import Agents
 from app.api import create_app
 from app.api.parts import Parts
@@ -18,21 +22,30 @@ from app.api.shown import Showcase
 from app.bell import Bell
 from app.blobs import Blobs
 from app.cache import Cache
+from app.census import Census
 from app.changelog import ChangeLog
 from app.clock import SystemClock
 from app.collector import Collector
 from app.commands import Commands
 from app.config import Settings
 from app.drafts import Drafts
+from app.embedding import Embedding
+from app.episodes import Episodes
+from app.erasure import Erasure
 from app.execution import Execution
 from app.feed import Caps, Feed
 from app.filling import Filling
 from app.idempotency import Idempotency
 from app.keyed import KeyedAnswers
+from app.lexical import Lexical
+from app.lives import Lives
+from app.minilm import MiniLM
 from app.mongo import Mongo, open_client
 from app.orphans import Orphans
 from app.reads import Reads
+from app.recall import Recall
 from app.reconciler import Reconciler
+from app.retention import Retention
 from app.roster import Roster
 from app.runners import Runners
 from app.scribe import Scribe
@@ -40,15 +53,18 @@ from app.segments import Segments
 from app.settling import Settling
 from app.store import Store
 from app.streams import Streams
+from app.sync import Sync
 from app.tasks import end
 from app.telemetry import Metrics, get_logger
 from app.tenancy import Keys
 from app.tracing import Tracing
+from app.unfinished import Unfinished, unfinished
 from app.vault import open_vault
 from app.watcher import Watcher
 from models.event import Event
 
 READY_SECONDS = 2.0
+_RETENTION_SECONDS = 60.0
 _log = get_logger(__name__)
 
 
@@ -61,7 +77,7 @@ class _Heard:
 
     def wrote(self, event: Event) -> None:
         self._cache.wrote(event)
-        self._scribe.wrote(event)
+        self._scribe.wrote(event.key, event.version)
 
     def knows(self, key: str, version: int) -> None:
         self._cache.knows(key, version)
@@ -71,7 +87,7 @@ class Runtime:
     """One replica's parts. Build it inside the event loop that it is to live in; use it between `start` and `stop`."""
 
     def __init__(self, settings: Settings, uri: str) -> None:
-        clock = SystemClock()
+        self._clock = clock = SystemClock()
         seconds = settings.call_seconds
         self.settings = settings
         self.metrics = Metrics()
@@ -88,16 +104,17 @@ class Runtime:
         self.store = Store(self.mongo, settings, clock, self.metrics, self.tracing, observer, self.blobs, self.segments)
         self.reads = Reads(self.store, self.cache, clock, self.metrics)
         self.streams = Streams(self.feed, self.reads, self.changes, self.scribe, self.filling)
-        self.keys = Keys(self.mongo, clock, seconds=seconds)
+        self.acts = acts = Acts(self.mongo, clock, self.scribe.wrote)
+        self.keys = Keys(self.mongo, acts, clock, seconds=seconds)
         vault = open_vault(settings.secret_keys, settings.data)
         self.drafts = Drafts(settings, clock)
         self.agents = Agents(self.store, self.reads, self.segments, vault, self.drafts, settings, clock)
         self.execution = Execution(self.store, self.drafts, settings, clock)
         self.bell = bell = Bell()
-        self.roster = Roster(self.mongo, clock, seconds=seconds)
+        self.roster = Roster(self.mongo, acts, clock, seconds=seconds)
         self.orphans = Orphans(self.mongo, self.store, self.roster, bell, clock, seconds=seconds)
         self.commands = Commands(
-            *(self.mongo, self.store, self.reads, self.roster, bell, clock),
+            *(self.mongo, acts, self.store, self.reads, self.roster, bell, clock),
             seconds=seconds,
             kept=timedelta(seconds=settings.command_seconds),
         )
@@ -109,31 +126,61 @@ class Runtime:
             seconds=seconds,
         )
         self.reconciler = Reconciler(
-            self.mongo, self.roster, self.orphans, self.commands, settling, settings, self.metrics, clock
+            *(self.mongo, acts, self.roster, self.orphans, self.commands, settling, settings, self.metrics, clock)
         )
+        follows = partial(_follows, self.cache)
+        self.recall = Recall(self.mongo, settings.data, follows, limit=settings.recall_bytes, seconds=seconds)
+        self.embedding = _embedding(settings)
+        self.episodes = Episodes(
+            *(self.mongo, acts, self.reads, self.filling, self.embedding, self.recall, clock, self.scribe.wrote),
+            spaces=settings.embedders,
+            embedding_seconds=settings.commit_seconds,
+            seconds=seconds,
+        )
+        self.sync = Sync(self.episodes, self.changes, self.scribe)
         self.watcher = Watcher(
-            self.mongo, self.cache, self.feed, self.changes, self.scribe, bell, clock, self.metrics, self.tracing
+            *(self.mongo, self.cache, self.feed, self.changes, self.scribe, self.recall, bell),
+            *(clock, self.metrics, self.tracing),
         )
+        self.census = Census(self.mongo, seconds=seconds)
+        self.retention = Retention(self.mongo, acts, clock, seconds=seconds)
+        self.lives = Lives(self.mongo, self.store, clock, kept_seconds=settings.expired_kept_seconds, seconds=seconds)
         self.collector = Collector(self.mongo, clock, wait_seconds=settings.collect_wait_seconds)
-        self._collecting: list[asyncio.Task[None]] = []
+        self.erasure = Erasure(
+            *(self.mongo, self.store, acts, self.collector, clock),
+            wait_seconds=2 * settings.deadline_seconds,
+            seconds=seconds,
+        )
+        self._tidying: list[asyncio.Task[None]] = []
         self._show()
 
     async def start(self) -> None:
         """Make the database fit to use, and follow it."""
+        threadpool_limits(
+            1, user_api="blas"
+        )  # more of its threads take the processor from each other, and from the rest
         await self.mongo.prepare()
+        self._clock.told(await self.mongo.clock())
         await self.watcher.start()
         self.reconciler.start()
+        self._tidying = [
+            asyncio.create_task(self.retention.run(_RETENTION_SECONDS)),
+            asyncio.create_task(self.lives.run()),
+            asyncio.create_task(self.erasure.run()),
+        ]
         if self.settings.collect_hours:
-            self._collecting = [asyncio.create_task(self.collector.run(self.settings.collect_hours * 3600))]
+            self._tidying.append(asyncio.create_task(self.collector.run(self.settings.collect_hours * 3600)))
         _log.info("replica started", database=self.settings.mongodb_database)
 
     async def stop(self) -> None:
         """End the feeds, settle what was sent, write it into the log, then let go of the database."""
         self.hang_up()
-        await end(*self._collecting)
+        await end(*self._tidying)
         await self.reconciler.stop()
         await self.store.stop()
         await self.watcher.stop()
+        await self.recall.stop()
+        self.embedding.stop()
         await self.mongo.client.close()
         await asyncio.to_thread(self.tracing.stop)
         _log.info("replica stopped")
@@ -144,8 +191,20 @@ class Runtime:
         self.bell.stop()
 
     async def healthy(self) -> bool:
-        """Whether the change stream lives, reconciliation is at work, and a writable primary answers now."""
-        return self.watcher.healthy and self.reconciler.healthy and await self.mongo.ping(READY_SECONDS)
+        """Whether the change stream lives, reconciliation is at work, and a writable primary answers now.
+
+        A database that is being restored as a whole, or was when that was broken off, is not fit to be served.
+        """
+        alive = self.watcher.healthy and self.reconciler.healthy and await self.mongo.ping(READY_SECONDS)
+        return alive and not await self._is_half()
+
+    async def _is_half(self) -> bool:
+        try:
+            with pymongo.timeout(READY_SECONDS):
+                half = await unfinished(self.mongo)
+        except PyMongoError:
+            return True
+        return half is not None and half.whole
 
     def _show(self) -> None:
         """Let the metrics ask the parts that count for themselves."""
@@ -158,6 +217,8 @@ class Runtime:
             "blob_bytes", "JSON bytes of values stored apart that are in memory.", lambda: self.blobs.bytes_held
         )
         metrics.show("segment_bytes", "Bytes of sealed steps in memory.", lambda: self.segments.bytes_held)
+        metrics.show("recall_bytes", "Bytes of episodes' vectors in memory.", lambda: self.recall.bytes)
+        metrics.show("recall_episodes", "Episodes whose vectors those are.", lambda: self.recall.episodes)
         metrics.show("feed_subscribers", "Feeds open on this replica.", lambda: feed.count)
         metrics.tell("feed_gaps", "Feeds closed with a gap.", lambda: feed.gaps)
         metrics.tell("log_entries", "Entries written to the change log.", lambda: scribe.written)
@@ -170,7 +231,8 @@ async def unsafe_bind_reason(settings: Settings, uri: str) -> str | None:
         return None
     client = open_client(uri)
     try:
-        keys = Keys(Mongo.of(client, settings.mongodb_database), SystemClock(), seconds=settings.call_seconds)
+        mongo, clock = Mongo.of(client, settings.mongodb_database), SystemClock()
+        keys = Keys(mongo, Acts(mongo, clock), clock, seconds=settings.call_seconds)
         required = await keys.required()
     finally:
         await client.close()
@@ -182,8 +244,27 @@ async def unsafe_bind_reason(settings: Settings, uri: str) -> str | None:
     )
 
 
+def _follows(cache: Cache) -> bool:
+    """Whether the change stream brings what happens."""
+    return cache.age() is not None
+
+
+async def left_half(settings: Settings, uri: str) -> Unfinished | None:
+    """The restore that the database of the settings waits for, if there is one. Raises PyMongoError."""
+    client = open_client(uri)
+    try:
+        return await unfinished(Mongo.of(client, settings.mongodb_database))
+    finally:
+        await client.close()
+
+
 def _caps(settings: Settings) -> Caps:
     return Caps(settings.feed_items, settings.feed_bytes, settings.feeds_of_a_tenant, settings.feeds)
+
+
+def _embedding(settings: Settings) -> Embedding:
+    kind: type[MiniLM | Lexical] = MiniLM if settings.embedder == MiniLM.name else Lexical
+    return Embedding(kind.name, kind.dimension, kind.load)
 
 
 def is_loopback(host: str) -> bool:
@@ -211,6 +292,11 @@ def application_of(runtime: Runtime) -> ASGIApp:
         commands=runtime.commands,
         reconciler=runtime.reconciler,
         keyed=runtime.keyed,
+        episodes=runtime.episodes,
+        sync=runtime.sync,
+        census=runtime.census,
+        erasure=runtime.erasure,
+        retention=runtime.retention,
         streams=runtime.streams,
         cache=runtime.cache,
         filling=runtime.filling,

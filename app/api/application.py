@@ -20,11 +20,13 @@ from app.api.edge import Edge
 from app.api.execution import ExecutionRoutes
 from app.api.feeds import FeedRoutes
 from app.api.hot import HotRead
+from app.api.memory import EpisodeRoutes, RetentionRoutes, SyncRoutes, presence, stats
 from app.api.parts import Parts
 from app.api.runners import CommandRoutes, PoolRoutes, RunnerRoutes, reconcile
 from app.api.security import Doorkeeper, require_right
 from app.api.sockets import Sockets
 from app.api.steps import StepRoutes
+from app.api.tenants import TenantRoutes
 from models.errors import HoldfastError
 
 
@@ -53,6 +55,7 @@ def create_litestar(
         route_handlers=[
             *(AgentRoutes, StepRoutes, ExecutionRoutes, FeedRoutes),
             *(RunnerRoutes, CommandRoutes, PoolRoutes, reconcile),
+            *(EpisodeRoutes, SyncRoutes, RetentionRoutes, TenantRoutes, presence, stats),
             *(operations.live, operations.ready, operations.metrics),
         ],
         dependencies=DEPENDENCIES,

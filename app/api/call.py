@@ -31,17 +31,22 @@ from app.api.headers import (
     request_digest,
 )
 from app.api.shown import Showcase
+from app.census import Census
 from app.commands import Commands
 from app.config import Settings
+from app.episodes import Episodes
+from app.erasure import Erasure
 from app.execution import Execution
 from app.filling import Filling
 from app.keyed import KeyedAnswers
 from app.lanes import Committed, Encode, Once, Terms
 from app.reads import Freshness, Seen
 from app.reconciler import Reconciler
+from app.retention import Retention
 from app.runners import Runners
 from app.segments import Gone
 from app.streams import Streams
+from app.sync import Sync
 from app.tenancy import Keys
 from models.agent import AgentRecord
 from models.blob import Damaged
@@ -234,6 +239,31 @@ def _reconciler(request: AnyRequest) -> Reconciler:
     return reconciler
 
 
+def _episodes(request: AnyRequest) -> Episodes:
+    episodes: Episodes = request.app.state.episodes
+    return episodes
+
+
+def _sync(request: AnyRequest) -> Sync:
+    sync: Sync = request.app.state.sync
+    return sync
+
+
+def _retention(request: AnyRequest) -> Retention:
+    retention: Retention = request.app.state.retention
+    return retention
+
+
+def _census(request: AnyRequest) -> Census:
+    census: Census = request.app.state.census
+    return census
+
+
+def _erasure(request: AnyRequest) -> Erasure:
+    erasure: Erasure = request.app.state.erasure
+    return erasure
+
+
 def _settings(request: AnyRequest) -> Settings:
     settings: Settings = request.app.state.settings
     return settings
@@ -283,6 +313,11 @@ DEPENDENCIES = {
     "runners": Provide(_runners, sync_to_thread=False),
     "commands": Provide(_commands, sync_to_thread=False),
     "acting": Provide(_acting, sync_to_thread=False),
+    "episodes": Provide(_episodes, sync_to_thread=False),
+    "sync": Provide(_sync, sync_to_thread=False),
+    "census": Provide(_census, sync_to_thread=False),
+    "retention": Provide(_retention, sync_to_thread=False),
+    "erasure": Provide(_erasure, sync_to_thread=False),
     "settings": Provide(_settings, sync_to_thread=False),
     "reconciler": Provide(_reconciler, sync_to_thread=False),
     "posted": Provide(_posted, sync_to_thread=False),

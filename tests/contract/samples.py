@@ -38,7 +38,11 @@ ADMINS = ("admin",)
 
 OF_A_RUNNER = {"runner_id": "r-{agent_id}"}
 OF_A_COMMAND = {"command_id": "{command}"}
+OF_AN_EPISODE = {"episode_id": "e-{agent_id}"}
 A_RUNNER = {"platform": "local", "capacity": 2}
+ERASE: Route = ("DELETE", "/v1/tenants/{tenant}")
+"""What only a tenant of its own can be tried with: a test of its own does."""
+
 DRIVEN = "<driven>"
 """Stands in a body for the agent beside the prepared one that a runner may claim."""
 
@@ -101,6 +105,19 @@ SAMPLES: dict[Route, Sample] = {
     ("GET", "/v1/agents/{agent_id}/events"): Sample(READERS),
     ("GET", "/v1/changes"): Sample(READERS),
     ("POST", "/v1/tickets"): Sample(READERS),
+    ("POST", "/v1/episodes"): Sample(DRIVERS, {"task": "sort a list", "reward": 1}),
+    ("GET", "/v1/episodes"): Sample(READERS),
+    ("GET", "/v1/episodes/{episode_id}"): Sample(READERS, path=OF_AN_EPISODE),
+    ("DELETE", "/v1/episodes/{episode_id}"): Sample(DRIVERS, path=OF_AN_EPISODE),
+    ("POST", "/v1/episodes/search"): Sample(READERS, {"text": "sort"}),
+    ("GET", "/v1/sync"): Sample(READERS),
+    ("POST", "/v1/sync"): Sample(DRIVERS, {"episodes": [{"task": "sort a list"}]}),
+    ("GET", "/v1/retention"): Sample(READERS),
+    ("PUT", "/v1/retention"): Sample(ADMINS, {"max_age_days": 3650}),
+    ("POST", "/v1/retention/apply"): Sample(ADMINS, {"dry_run": True}),
+    ERASE: Sample(ADMINS, path={"tenant": "nobodys"}),
+    ("GET", "/v1/presence"): Sample(READERS),
+    ("GET", "/v1/stats"): Sample(READERS),
 }
 """Every route that needs a key. A new route belongs in here; a test says so."""
 
@@ -126,7 +143,7 @@ def routes_of_the_application() -> set[Route]:
 
 def path_of(route: Route, agent: str) -> str:
     """The path of a route's sample, for this agent."""
-    known = {"agent_id": agent, "command": COMMANDS.get(agent, "none")}
+    known = {"tenant": "nobodys", "agent_id": agent, "command": COMMANDS.get(agent, "none")}
     return route[1].format_map(
         {**known, **{name: part.format_map(known) for name, part in SAMPLES[route].path.items()}}
     )
@@ -178,4 +195,5 @@ async def prepared(api: Api, **headers: str) -> Handle:
     command = await api.call("POST", f"{path}/{driven_of(agent.id)}/commands", {"action": "custom"}, headers=headers)
     COMMANDS[agent.id] = command.json()["id"]
     await api.http.post("/v1/runners", json={"id": "seen", "pool": "p", **A_RUNNER}, headers=headers)
+    await api.call("POST", "/v1/episodes", {"id": f"e-{agent.id}", "task": "sort"}, headers=headers)
     return agent

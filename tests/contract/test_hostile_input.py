@@ -69,6 +69,7 @@ WRONG_SHAPES: list[Any] = [
 ]
 WRONG_SHAPES += [{"unknown": 1}, {"$gt": ""}]
 LEGAL_SHAPES = {"/v1/agents/{agent_id}/fork": [None], "/v1/runners/{runner_id}/heartbeat": [None]}
+LEGAL_SHAPES |= {"/v1/retention/apply": [None, {}], "/v1/retention": [{}], "/v1/sync": [{}], "/v1/episodes": [{}]}
 LEGAL_SHAPES |= {f"/v1/commands/{{command_id}}/{verb}": [None] for verb in ("complete", "fail")}
 """These take no body at all, and null says the same; but nothing is written, for the runner is a stranger."""
 
@@ -197,6 +198,47 @@ FIELDS: dict[str, dict[str, list[Any]]] = {
         "attempts": [None, 0, "1", FLAG, OPERATOR],
         "backoff_seconds": [None, -1, "1", FLAG, OPERATOR],
     },
+    "/v1/episodes": {
+        "id": [NUMBER, OPERATOR, "", "a b", "$a"],
+        "agent_id": [NUMBER, OPERATOR, "a b"],
+        "session_id": [NUMBER, OPERATOR, ""],
+        "step_id": [NUMBER, OPERATOR, "$a"],
+        "task": [None, NUMBER, OPERATOR],
+        "reward": [-0.1, 1.1, "1", FLAG, OPERATOR, LIST],
+        "critique": [NUMBER, OPERATOR, LIST],
+        "tokens": [-1, "1", 1.5, FLAG, OPERATOR, 2**63],
+        "latency_ms": [-1, "1", FLAG, OPERATOR],
+        "embedding": [TEXT, [], ["1"], [None], [0] * 384, [1], LIST * 385, [FLAG] * 384, OPERATOR],
+        "embedder": [NUMBER, OPERATOR, "", "unheard-of"],
+        "metadata": [None, LIST, TEXT],
+        "created_at": [None, NUMBER, "now", OPERATOR],
+        "expires_at": [NUMBER, "now", OPERATOR],
+        "episodes": [None, TEXT, [], OBJECT],
+        "position": [TEXT],
+        "tenant": [TEXT],
+        "success": [FLAG],
+    },
+    "/v1/episodes/search": {
+        "text": [None, NUMBER, "", OPERATOR],
+        "vector": [TEXT, [], LIST, OPERATOR],
+        "embedder": [NUMBER, "unheard-of"],
+        "k": [None, 0, -1, "1", 201, FLAG, OPERATOR],
+        "min_reward": [-1, 2, "1", OPERATOR],
+        "agent": [NUMBER, OPERATOR, "a b"],
+        "session": [NUMBER, OPERATOR, ""],
+        "since": [NUMBER, "now", OPERATOR],
+        "exclude_abandoned": [None, "true", 1, OPERATOR],
+    },
+    "/v1/sync": {
+        "cursor": [NUMBER, "x", OPERATOR, "f" * 28],
+        "limit": [0, -1, "1", 201, OPERATOR],
+        "episodes": [None, TEXT, OBJECT, [{}] * 1001],
+    },
+    "/v1/retention": {
+        "max_age_days": [0, -1, "1", FLAG, OPERATOR, 1e300],
+        "min_reward": [-1, 2, "1", FLAG, OPERATOR],
+    },
+    "/v1/retention/apply": {"dry_run": [None, "true", 1, OPERATOR]},
 }
 """Wrong values for each documented field, laid over the route's good body."""
 
@@ -247,9 +289,14 @@ QUERIES: dict[Route, list[str]] = {
         "from=%24gt",
         "to=root",
     ],
+    ("GET", "/v1/episodes"): [
+        *("limit=0", "limit=x", "cursor=x", "cursor=eyJlcGlzb2RlIjp7IiRndCI6IiJ9fQ", "min_reward=x", "min_reward=2"),
+        *("min_reward=-1", "min_reward=%ff", "min_reward=nan", "cursor=%00"),
+    ],
+    ("GET", "/v1/sync"): ["limit=0", "limit=201", "limit=x", "cursor=x", "cursor=%00", "cursor=" + "f" * 28],
     ("POST", "/v1/agents/{agent_id}/steps"): ["advance_head=x", "advance_head=", "advance_head=%ff", "advance_head=2"],
 }
-UNKEYED = ("/claim", "/heartbeat", "/tickets")
+UNKEYED = ("/claim", "/heartbeat", "/tickets", "/search")
 KEYED = {route for route in SAMPLES if route[0] == "POST" and not route[1].endswith(UNKEYED)}
 """Routes that take an Idempotency-Key: all that write, but those that only say or ask something."""
 
@@ -288,7 +335,9 @@ async def api(own_settings: Settings, mongo_uri: str) -> AsyncIterator[Api]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def agent(api: Api) -> Handle:
-    return await prepared(api)
+    made = await prepared(api)
+    await api.call("GET", "/v1/sync")  # its episode has its place in the change log now
+    return made
 
 
 @pytest.fixture(autouse=True)
