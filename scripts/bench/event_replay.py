@@ -82,7 +82,9 @@ async def microseconds_each(
         reel = _Reel(changes, begin)
         mongo = _Projector(reel=reel, **{field.name: getattr(runtime.mongo, field.name) for field in fields(Mongo)})
         scribe = Scribe(runtime.changes, clock)
-        watcher = Watcher(mongo, cache, feed, runtime.changes, scribe, Bell(), clock, Metrics(), runtime.tracing)
+        watcher = Watcher(
+            mongo, cache, feed, runtime.changes, scribe, runtime.recall, Bell(), clock, Metrics(), runtime.tracing
+        )
         starting = asyncio.create_task(watcher.start())
         await reel.over.wait()
         starting.cancel()

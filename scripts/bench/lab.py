@@ -52,7 +52,7 @@ class Lab:
             yield client[self.database][Agent.Settings.name]
 
     @asynccontextmanager
-    async def replica(self, **changed: int) -> AsyncIterator[Server]:
+    async def replica(self, **changed: int | str) -> AsyncIterator[Server]:
         """A replica as its own process, its log in the folder; default settings but for those that are given."""
         port = free_port()
         here = {"MONGODB_URI": self.uri, "MONGODB_DATABASE": self.database, "HOLDFAST_DATA": str(self.folder)}
@@ -62,7 +62,7 @@ class Lab:
             yield server
 
     @asynccontextmanager
-    async def connection(self, **changed: int) -> AsyncIterator[Connection]:
+    async def connection(self, **changed: int | str) -> AsyncIterator[Connection]:
         """A connection to a replica of its own, as `replica` makes it."""
         async with self.replica(**changed) as server, connected(server.port) as connection:
             yield connection

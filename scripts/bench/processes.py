@@ -48,10 +48,14 @@ async def serving(
         await _stop(process)
 
 
-async def output(arguments: Sequence[str]) -> bytes:
+async def output(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> bytes:
     """What Python with these arguments prints. Raises RuntimeError when it fails."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, *arguments, cwd=_HERE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        *(sys.executable, *arguments),
+        env={**os.environ, **(environment or {})},
+        cwd=_HERE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
     )
     printed, complaints = await process.communicate()
     if process.returncode:
@@ -75,6 +79,17 @@ def resident_bytes(pid: int) -> float:
     except OSError:
         return math.nan
     return float(int(pages) * os.sysconf("SC_PAGE_SIZE"))
+
+
+def own_and_mapped_bytes(pid: int) -> tuple[float, float]:
+    """Resident memory of a process's own, and that of files it has mapped, which the system may take back."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return math.nan, math.nan
+    told = {name: rest for name, _, rest in (line.partition(":") for line in lines)}
+    own, mapped = (float(told[name].split()[0]) * 1024 for name in ("RssAnon", "RssFile"))
+    return own, mapped
 
 
 def free_port() -> int:

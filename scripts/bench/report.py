@@ -17,7 +17,7 @@ from rich.table import Table
 
 from scripts.bench.rounds import Spread, ratios
 
-_PACKAGES = ("pymongo", "beanie", "litestar", "uvicorn", "uvloop", "pydantic", "orjson", "msgspec")
+_PACKAGES = ("pymongo", "beanie", "litestar", "uvicorn", "uvloop", "pydantic", "orjson", "msgspec", "numpy")
 
 NOT_CLAIMED = (
     "Ratios between variants that took turns on one machine, nothing else: no absolute speed, no speed of yours.",

@@ -24,6 +24,8 @@ class Scale:
     """Kept in memory at once."""
     readers: int
     """Of feeds, at once."""
+    episodes: int
+    """In the largest space that is searched."""
     soak_seconds: int
     """Of the run that shows whether memory stays where it is."""
 
@@ -37,8 +39,18 @@ FULL = Scale(
     events=500,
     agents=2_000,
     readers=1_000,
+    episodes=100_000,
     soak_seconds=600,
 )
 QUICK = Scale(
-    rounds=3, calls=10, calls_each=5, reads=1_600, seconds=2, events=100, agents=200, readers=100, soak_seconds=20
+    rounds=3,
+    calls=10,
+    calls_each=5,
+    reads=1_600,
+    seconds=2,
+    events=100,
+    agents=200,
+    readers=100,
+    episodes=10_000,
+    soak_seconds=20,
 )
