@@ -369,7 +369,8 @@ def restored(previous: AgentRecord, kept: AgentRecord, stamp: Stamp) -> Change:
     """An agent from a backup in the place of its tombstone, whose version and fence it continues.
 
     Its steps stay what they were, at their versions. Nobody drives it any more: its runner was a stranger since the
-    delete. Raises Conflict when it exists, and when the tombstone is older than the backup.
+    delete. An ephemeral one begins its life anew. Raises Conflict when it exists, and when the tombstone is older than
+    the backup.
     """
     if previous.exists:
         raise Conflict(f"There is an agent '{previous.name_in_tenant}' already.")
@@ -380,7 +381,9 @@ def restored(previous: AgentRecord, kept: AgentRecord, stamp: Stamp) -> Change:
         )
     own = {"version": previous.version + 1, "fence": max(previous.fence, kept.fence), "ops": previous.ops}
     driver = {"runner": None, "incarnation": None, "offered_to": None, "previous_runner": kept.runner}
-    record = kept.model_copy(update={**own, **driver, "last": {"at": stamp.now}, "size_bytes": None})
+    end = end_of(kept.ttl_seconds, kept.idle_seconds, stamp.lived_from, stamp.lived_from)
+    life = {"archived": False, "expires_at": end}
+    record = kept.model_copy(update={**own, **driver, **life, "last": {"at": stamp.now}, "size_bytes": None})
     sets = {name: getattr(record, name) for name in STORED if name not in ("last", "ops")}
     segments = dict.fromkeys(each.id for each in kept.descriptors)
     blobs = dict.fromkeys(references(kept.steps, kept.results))
