@@ -15,6 +15,7 @@ from app.archive import Contents
 from app.backup import Backup
 from app.cli.console import Failure, answer, following, progress, say, with_runtime
 from app.clock import SystemClock, instant
+from app.migrations import load
 from app.restore import Restore, Told, verified
 from app.runtime import Runtime
 from app.vault import known_keys
@@ -124,6 +125,7 @@ async def _restored(runtime: Runtime, contents: Contents) -> None:
         task = bars.add_task("restoring", total=contents.end.documents)
         restore = _of(runtime, contents, lambda done: bars.update(task, completed=done))
         await restore.require_room()
+        _require_known_migrations(contents)
         _tell_of_secret_keys(runtime, contents)
         try:
             if contents.header.extent.agent is None:
@@ -161,6 +163,16 @@ def _list(end: End) -> None:
         if name in end.collections:
             totals = end.collections[name]
             answer(f"{name}: {totals.documents} documents, {totals.bytes} bytes")
+
+
+def _require_known_migrations(contents: Contents) -> None:
+    """Raise Failure for a backup of a database that a newer program has changed the form of."""
+    known = {migration.key for migration in load()}
+    unknown = sorted(set(contents.header.migrations) - known)
+    if unknown:
+        raise Failure(
+            f"The backup is of a newer Holdfast, with {', '.join(unknown)} applied: restore it with that one."
+        )
 
 
 def _tell_of_secret_keys(runtime: Runtime, contents: Contents) -> None:

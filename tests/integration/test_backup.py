@@ -677,6 +677,27 @@ async def test_erased_agent_comes_back_with_its_history(full: Place, places: Pla
     assert sorted(versions) == list(range(1, version + 3))
 
 
+async def test_an_ephemeral_agent_that_comes_back_begins_its_life_anew(places: Places) -> None:
+    """What was left of it when the backup was taken may long be over."""
+    place = places.new()
+    async with place.replica() as runtime:
+        await runtime.agents.create(ANN, {"id": "short", "ttl_seconds": 300}, Terms())
+        path = await asyncio.to_thread(place.backed_up, "--tenant", "acme", "--agent", "short")
+        before = (await runtime.agents.get(ANN, "short", STRONG)).record.expires_at
+        await runtime.agents.delete(ANN, "short", Terms())
+        await asyncio.to_thread(place.does, "restore", path)
+        after = (await runtime.agents.get(ANN, "short", STRONG)).record.expires_at
+    assert before is not None and after is not None and after > before
+
+
+def test_a_backup_of_a_newer_program_is_left_to_it(full: Place, places: Places) -> None:
+    """What its migrations changed is not known here."""
+    place = places.new()
+    place.does("restore", full.backed_up())
+    place.tables["service"].insert_one({"_id": "migration:9999", "finished_at": datetime.now(UTC)})
+    assert "migration:9999" in places.new().refuses("restore", place.backed_up())
+
+
 def test_a_restore_that_is_broken_off_twice_takes_nothing_away(full: Place, places: Places) -> None:
     """Others may have gone on with what the first run wrote: the third one ends it."""
     other = places.new()
