@@ -15,7 +15,7 @@ import pytest
 from app.config import Settings
 from app.runtime import running
 from models.tenant import Right
-from tests.harness import Replica, deployment, wait_until_async
+from tests.harness import Replica, deployment
 
 LIFE_SECONDS = 40
 LESSONS = {
@@ -98,7 +98,7 @@ async def kept_asking(
     raise AssertionError(f"{method} {path} was never answered")
 
 
-async def live(tenant: Tenant, name: str, replicas: list[Replica]) -> str:
+async def live(tenant: Tenant, name: str, replicas: list[Replica], at_work: asyncio.Event | None = None) -> str:
     """One life: made, prompted, thinking, answering; what it learned is stored before it ends."""
     lesson = LESSONS[tenant.name][name]
     async with tenant.through(replicas[0]) as one, tenant.through(replicas[1]) as other:
@@ -110,6 +110,8 @@ async def live(tenant: Tenant, name: str, replicas: list[Replica]) -> str:
         turn = await kept_asking(
             clients, "POST", f"/v1/agents/{agent}/turns", f"{name}-turn", json={"content": "do your work"}
         )
+        if at_work is not None:
+            at_work.set()
         path = f"/v1/agents/{agent}/turns/{turn.json()['turn_id']}/finish"
         ended = {"outcome": "completed", "steps": [{"role": "agent", "content": lesson}]}
         step = (await kept_asking(clients, "POST", path, f"{name}-end", json=ended)).json()["head"]
@@ -124,11 +126,15 @@ async def test_next_generation_finds_what_its_tenant_learned(house: tuple[str, l
     """Five lives through two replicas, one killed amid them; afterwards each tenant finds all of its own."""
     uri, replicas = house
     everybody = await tenants(uri, tmp_path)
-    lives = [asyncio.create_task(live(tenant, name, replicas)) for tenant in everybody for name in LESSONS[tenant.name]]
-    await wait_until_async(lambda: any(tenant.learned for tenant in everybody), 60, "somebody to have learned")
+    first, *others = [(tenant, name) for tenant in everybody for name in LESSONS[tenant.name]]
+    await live(*first, replicas)
+    at_work = asyncio.Event()
+    lives = [asyncio.create_task(live(*one, replicas, at_work)) for one in others]
+    await asyncio.wait_for(at_work.wait(), 60)
+    assert sum(len(tenant.learned) for tenant in everybody) == 1, "the others are still at work"
     replicas[0].kill9()
-    agents = await asyncio.gather(*lives)
-    assert len(agents) == 5
+    await asyncio.gather(*lives)
+    assert sum(len(tenant.learned) for tenant in everybody) == 5
     for tenant in everybody:
         await gone(tenant, replicas[1])
     await asyncio.to_thread(replicas[0].restart)
