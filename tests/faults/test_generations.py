@@ -147,7 +147,7 @@ async def gone(tenant: Tenant, replica: Replica) -> None:
     """Wait until none of the tenant's agents is there any more: dead, put away, and removed."""
     async with tenant.through(replica) as client:
         for agent in tenant.learned:
-            for _ in range(400):
+            for _ in range(1200):
                 answer = await client.get(f"/v1/agents/{agent}")
                 if answer.status_code == 404:
                     break
