@@ -26,6 +26,7 @@ from app.segments import opened
 from app.telemetry import get_logger
 from app.unfinished import unfinished
 from models.blob import Damaged, key_of
+from models.ids import keys_within
 from models.packing import references
 
 _PAGE = 50_000
@@ -139,7 +140,7 @@ class Collector:
 
         By another index a write could move one from before the cursor's place to behind it, and it would not be seen.
         """
-        within = {"_id": {"$gt": f"{tenant}:", "$lt": f"{tenant};"}}
+        within = {"_id": keys_within(tenant)}
         # unscoped: on behalf of nobody, but of one tenant
         async for document in collection.find(within, fields, batch_size=_AT_ONCE).hint([("_id", 1)]):
             yield document

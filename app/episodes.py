@@ -29,7 +29,7 @@ from models.blob import Damaged
 from models.entry import entry_key_of_episode
 from models.episode import GIVEN, EpisodeRecord, says_the_same, text_of
 from models.errors import Conflict, HoldfastError, InvalidRequest, NotFound, Unavailable
-from models.ids import tenant_key
+from models.ids import keys_within, tenant_key
 from models.path import upwards
 from models.tenant import Scope
 
@@ -137,8 +137,7 @@ class Episodes:
         self, scope: Scope, query: Mapping[str, Any], *, after: str | None, limit: int
     ) -> list[EpisodeRecord]:
         """Episodes of the scope, in the order of their ids."""
-        span = {"$gt": f"{scope.tenant}:{after or ''}", "$lt": f"{scope.tenant};"}
-        wanted = scope.filter({**query, "_id": span})
+        wanted = scope.filter({**query, "_id": keys_within(scope.tenant, after or "")})
         with unavailable_when_failing(self._seconds):
             found = await self._mongo.episodes.find(wanted).sort("_id", 1).limit(limit).to_list()
         return await asyncio.to_thread(_parsed, found)
@@ -281,9 +280,9 @@ class Episodes:
                 _, steps = await self._filling.answered(seen.record, _kept_steps)
             except NotFound:
                 return None
-            except Gone:  # cleared or deleted since it was read; or damaged, which is not for a search to say
+            except Gone:  # cleared or deleted since it was read
                 continue
-            except Damaged:
+            except Damaged:  # which is not for a search to say
                 return None
             return steps
         return None

@@ -30,6 +30,7 @@ from models.agent import AgentRecord, delete
 from models.entry import EPISODE, position
 from models.erased import NOTE, note_of
 from models.errors import HoldfastError, NotFound, Unavailable
+from models.ids import keys_within
 from models.tenant import Scope, own_scope
 
 _BATCH = 500
@@ -337,4 +338,4 @@ class Erasure:
 
 
 def _span(tenant: str) -> dict[str, Any]:
-    return {"_id": {"$gte": f"{tenant}:", "$lt": f"{tenant};"}}
+    return {"_id": keys_within(tenant)}

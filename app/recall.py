@@ -19,6 +19,7 @@ import numpy as np
 from app.mongo import Mongo, unavailable_when_failing
 from app.vectors import BLOCK, Facts, Space
 from models.errors import Unavailable
+from models.ids import keys_within
 
 _COLUMNS = ("agent_id", "session_id", "step_id", "owner", "reward", "created_at", "expires_at", "vector")
 _BATCH = 1_000
@@ -142,9 +143,9 @@ class Recall:
 
     async def _read_all(self, key: Key, kept: _Kept) -> None:
         tenant, embedder = key
-        after = f"{tenant}:"
+        after = ""
         while True:
-            span = {"_id": {"$gt": after, "$lt": f"{tenant};"}, "tenant": tenant, "embedder": embedder}
+            span = {"_id": keys_within(tenant, after), "tenant": tenant, "embedder": embedder}
             with unavailable_when_failing(self._seconds):
                 # unscoped: by the tenant
                 found = self._mongo.episodes.find(span, _COLUMNS).sort("_id", 1).limit(_BATCH)
@@ -154,7 +155,7 @@ class Recall:
             for document in batch:
                 if document["_id"] not in kept.gone:
                     _add(kept, document)
-            after = batch[-1]["_id"]
+            after = batch[-1]["_id"].partition(":")[2]
 
     def _make_room(self) -> None:
         """Let go of the spaces that were not searched for the longest time, when there are many."""

@@ -18,7 +18,7 @@ from app.clock import Clock
 from app.mongo import Mongo, parsed, require_small, unavailable_when_failing
 from models.act import POOL, ROSTER
 from models.errors import Conflict, FencedOut, Forbidden, NotFound
-from models.ids import tenant_key
+from models.ids import keys_within, tenant_key
 from models.runner import PRESENT, PoolRecord, RunnerRecord, RunnerState
 from models.tenant import Right, Scope
 
@@ -92,7 +92,7 @@ class Roster:
         self, scope: Scope, query: Mapping[str, Any], *, after: str | None, limit: int
     ) -> list[RunnerRecord]:
         """Runners of the scope, present and gone, in the order of their ids."""
-        wanted = scope.filter({**query, "_id": {"$gt": f"{scope.tenant}:{after or ''}", "$lt": f"{scope.tenant};"}})
+        wanted = scope.filter({**query, "_id": keys_within(scope.tenant, after or "")})
         with unavailable_when_failing(self._seconds):
             found = await self._mongo.runners.find(wanted).sort("_id", 1).limit(limit).to_list()
         return [parsed(RunnerRecord, document) for document in found]

@@ -59,6 +59,7 @@ from models.errors import (
 )
 from models.event import Event, Time
 from models.history import Wanted
+from models.ids import keys_within
 from models.tenant import Scope
 
 _LANES = 10_000
@@ -143,7 +144,7 @@ class Store:
     ) -> list[dict[str, Any]]:
         """Up to `limit` agents of the scope in the order of their ids, as documents of the named fields and size."""
         wanted = scope.filter({**query, "deleted_at": None})
-        wanted["_id"] = {"$gt": f"{scope.tenant}:{after or ''}", "$lt": f"{scope.tenant};"}
+        wanted["_id"] = keys_within(scope.tenant, after or "")
         projection = {**dict.fromkeys(fields, 1), "size_bytes": {"$bsonSize": "$$ROOT"}}
         with unavailable_when_failing(self._settings.call_seconds):
             found = await self._mongo.agents_raw.find(wanted, projection).sort("_id", 1).limit(limit).to_list()
@@ -196,7 +197,7 @@ class Store:
 
         Versions begin anew afterwards: this is for a tenant that is no more.
         """
-        span = {"_id": {"$gte": f"{tenant}:", "$lt": f"{tenant};"}}
+        span = {"_id": keys_within(tenant)}
         with unavailable_when_failing(self._settings.call_seconds):
             # unscoped: of the tenant that is erased
             found = await self._mongo.agents.find(span, {"_id": 1}).limit(_EXPUNGED_AT_ONCE).to_list()

@@ -15,7 +15,7 @@ from typing import Any
 from models.blob import Damaged
 from models.erased import NOTE as ERASED
 from models.event import Time
-from models.ids import agent_key
+from models.ids import agent_key, keys_within
 
 FORMAT = 1
 """What this program writes, and the newest that it reads."""
@@ -96,7 +96,7 @@ class Extent:
         if collection == "idempotency":
             return (named,)
         if collection == "changes":
-            return {"_id": _within(self.key)}, {"tenant": self.tenant, "what.agent": self.agent}
+            return {"_id": keys_within(self.key)}, {"tenant": self.tenant, "what.agent": self.agent}
         if collection == "acts":
             return ({"tenant": self.tenant, "what.agent": self.agent},)
         return ({"tenant": self.tenant, "agent_id": self.agent},) if collection == "episodes" else ()
@@ -110,12 +110,8 @@ def _of_tenant(collection: str, tenant: str) -> tuple[Mapping[str, Any], ...]:
     if collection in ("keys", "idempotency"):
         return ({"tenant": tenant},)
     if collection == "changes":  # a tenant may be called as what was removed by age begins
-        return {"_id": _within(tenant), "tenant": tenant}, {"_id": f"kept:{tenant}"}
-    return ({"_id": _within(tenant)},)
-
-
-def _within(prefix: str) -> dict[str, str]:
-    return {"$gt": f"{prefix}:", "$lt": f"{prefix};"}
+        return {"_id": keys_within(tenant), "tenant": tenant}, {"_id": f"kept:{tenant}"}
+    return ({"_id": keys_within(tenant)},)
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,6 +76,11 @@ def tenant_key(tenant: str, name: str, what: str) -> str:
     return f"{tenant}:{name}"
 
 
+def keys_within(prefix: str, after: str = "") -> dict[str, str]:
+    """A query of the `_id`s that begin with a tenant, or with an agent's key, and a colon; those after a name."""
+    return {"$gt": f"{prefix}:{after}", "$lt": f"{prefix};"}
+
+
 def field_name(name: str) -> str:
     """A caller's name as one safe segment of a field path; `plain_name` gives it back."""
     return quote(name, safe="").replace(".", "%2E").replace("~", "%7E")
