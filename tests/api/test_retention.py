@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
+import pytest
 import pytest_asyncio
 
+from app.clock import SystemClock
+from app.config import Settings
+from app.runtime import running
+from models.tenant import ANONYMOUS
 from tests.api.conftest import KeyMaker
 from tests.api.driver import Api, bearer
 from tests.api.test_episodes import found, learned
@@ -64,3 +70,16 @@ async def test_presence_names_the_living_and_stats_count(mine: Api, pool: str) -
     counted = (await mine.call("GET", "/v1/stats")).json()
     assert counted["agents"] == {"pending": 2, "stopped": 1}
     assert (counted["steps"], counted["episodes"], counted["runners"]) == (1, 1, {"live": 1, "left": 1})
+
+
+async def test_clock_that_is_set_ahead_removes_nothing(
+    open_settings: Settings, new_database: Callable[[], str], mongo_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is kept by age is judged by the clocks that never jump, not by what the machine's says now."""
+    settings = open_settings.model_copy(update={"mongodb_database": new_database(), "embedder": "lexical"})
+    async with running(settings, mongo_uri) as runtime:
+        await runtime.episodes.store(ANONYMOUS, [{"task": "young"}])
+        await runtime.retention.decide(ANONYMOUS, {"max_age_days": 30})
+        ahead = SystemClock().now() + timedelta(days=365)
+        monkeypatch.setattr(SystemClock, "now", staticmethod(lambda: ahead))
+        assert (await runtime.retention.apply(ANONYMOUS.tenant)).removed == 0
